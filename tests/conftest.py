@@ -1,0 +1,73 @@
+"""What all tests share: which of them run here, how patient they are, and the fixtures that more than one package uses.
+
+Markers (pyproject.toml): `root` and `bpf` tests skip on a laptop that lacks the need, with the reason and the command
+that mends it, and fail in CI. `vm` tests are left out (deselected) everywhere but in a guest of scripts/vmtest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import pytest
+
+from tests import needs
+from tests.labs.lab import MANIFEST, Lab
+
+_MARKERS: dict[str, Callable[[], needs.Missing | None]] = {"root": needs.root, "bpf": needs.bpf}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave `vm` tests out where there is no guest, and say in the JUnit report which backend a test is about."""
+    for item in items:
+        backend = _backend(item)
+        if backend is not None:
+            item.user_properties.append(("backend", backend))
+    if needs.in_guest():
+        return
+    left_out = [item for item in items if item.get_closest_marker("vm")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("vm")]
+
+
+def _backend(item: pytest.Item) -> str | None:
+    """The backend that a test is about: the value of its parameter `backend`, or the word of its marker."""
+    callspec = getattr(item, "callspec", None)
+    marker = item.get_closest_marker("backend")
+    backend = callspec.params.get("backend") if callspec is not None else None
+    if backend is None and marker is not None:
+        (backend,) = marker.args
+    return backend if backend in needs.BACKENDS else None
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip, or in CI fail, a test whose marker names a need that this machine does not meet."""
+    lacking(need() for name, need in _MARKERS.items() if item.get_closest_marker(name))
+
+
+def lacking(found: Iterable[needs.Missing | None]) -> None:
+    """Skip for the first thing missing, or fail where missing things must not go unseen (CI)."""
+    missing = next((one for one in found if one is not None), None)
+    if missing is None:
+        return
+    if needs.in_ci():
+        pytest.fail(str(missing), pytrace=False)
+    pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="session")
+def patience() -> float:
+    """The factor that tests multiply their time limits with: 1, or K8SNET_SLOW in an emulated guest."""
+    return needs.slowness()
+
+
+# --- cluster: owned by the tests of labs/cluster ---
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Lab]:
+    """A miniature cluster with two nodes and the Services of tests/labs/shop.yaml, under a name of its own; for tests
+    marked `root` that change nothing in it."""
+    with Lab(("-f", str(MANIFEST))) as running:
+        yield running
+
+
+# --- end of cluster ---
