@@ -1,0 +1,659 @@
+// SPDX-License-Identifier: Apache-2.0 OR GPL-2.0
+/*
+ * The join: who asked (from the socket), where it was sent (from conntrack), how it ended. One record per connection.
+ *
+ * Here: the maps, and what to do with each fact. Not here: which kernel hook tells it (hooks_*.c). BCC rewrites map
+ * operations only in the main file, so tracer/bpf.py joins this file and one backend's hooks into a single text.
+ */
+#include <uapi/linux/ptrace.h>
+#include "records.h"
+#include "kernel_fields.h"
+
+#define NANOSECONDS_PER_SECOND 1000000000ULL
+/* As conntrack forgets UDP flows: net/netfilter/nf_conntrack_proto_udp.c, udp_timeouts. */
+#define UDP_UNANSWERED_NS (30 * NANOSECONDS_PER_SECOND)
+#define UDP_ANSWERED_NS (120 * NANOSECONDS_PER_SECOND)
+/* One translation in the pod's node, one where the packet arrives (a NodePort of another node), and one to spare. */
+#define MAX_TRANSLATIONS 3
+
+struct asked {
+	__u8 address[ADDRESS_LENGTH];
+	__u16 port; /* host order */
+	__u8 family; /* 4 or 6; 0: nothing noted */
+	__u8 pad;
+	__u32 fd;
+} __attribute__((aligned(8)));
+
+struct request {
+	__u64 time_ns;
+	__u64 cgroup_id;
+	__u32 pid;
+	__u32 netns;
+	char comm[COMM_LENGTH];
+	struct asked asked;
+	__u16 was_reset; /* a RST came: tells a refusal from an ICMP error */
+	__u16 soft_error; /* the errno of the last ICMP error, which the socket itself may not keep */
+	__u32 doubtful; /* a datagram that may itself be an answer: a record only if it is answered */
+};
+
+struct translation {
+	struct tuple after; /* the tuple that packets have once translated */
+	__u32 netns;
+	__u32 status;
+};
+
+struct datagram_flow {
+	__u64 last_ns;
+	__u64 answered;
+};
+
+/* See look_at_arrivals(). */
+#define ATTENTION_JIFFIES 3000
+
+BPF_RINGBUF_OUTPUT(records, RING_BUFFER_PAGES);
+/* Plain hashes where every entry is removed by us, so that a full map shows as an error to count; LRU where entries
+ * may be about flows whose end we never see. */
+BPF_TABLE("hash", __u64, struct request, requests, MAX_REQUESTS);
+BPF_TABLE("lru_hash", struct tuple, struct translation, translations, MAX_TRANSLATED);
+BPF_TABLE("lru_hash", __u64, struct asked, asked_by_thread, MAX_ASKED);
+BPF_TABLE("lru_hash", __u64, struct asked, asked_by_socket, MAX_ASKED);
+BPF_TABLE("lru_hash", struct tuple, struct datagram_flow, datagram_flows, MAX_DATAGRAMS);
+BPF_TABLE("hash", struct tuple, struct request, datagram_requests, MAX_DATAGRAMS);
+BPF_TABLE("lru_hash", struct tuple, struct tuple, datagram_answers, MAX_DATAGRAMS);
+BPF_PERCPU_ARRAY(lost, __u64, LOST_STAGES);
+BPF_ARRAY(attention_until, __u64, 1);
+/* What user space adds to CLOCK_MONOTONIC for nanoseconds since the Unix epoch; it keeps this up to date. */
+BPF_ARRAY(since_boot, __u64, 1);
+
+static __always_inline void count_lost(int stage)
+{
+	__u64 *count = lost.lookup(&stage);
+	if (count)
+		*count += 1;
+}
+
+/* Fill in who is running now. Only in process context is that who asked. */
+static __always_inline void note_process(struct request *request, __u64 sk)
+{
+	request->time_ns = bpf_ktime_get_ns();
+	request->cgroup_id = bpf_get_current_cgroup_id();
+	request->pid = bpf_get_current_pid_tgid() >> 32;
+	request->netns = netns_inode(READ(__u64, sk, SOCK_NET));
+	bpf_get_current_comm(request->comm, sizeof(request->comm));
+}
+
+/* The tuple of packets that answer those of `tuple`. */
+static __always_inline void reverse_tuple(const struct tuple *tuple, struct tuple *reversed)
+{
+	__builtin_memcpy(reversed->source, tuple->destination, 16);
+	__builtin_memcpy(reversed->destination, tuple->source, 16);
+	reversed->source_port = tuple->destination_port;
+	reversed->destination_port = tuple->source_port;
+	reversed->l3 = tuple->l3;
+	reversed->protocol = tuple->protocol;
+	reversed->pad = 0;
+}
+
+/* ---- what the process asked for, where a cgroup program may rewrite it (Cilium's socket load balancing) ---- */
+
+/*
+ * Remember the address that this thread passes to the kernel, before any program could change it.
+ * `address`: the first 28 bytes of a struct sockaddr, already copied.
+ */
+static __always_inline void note_asked(const __u8 *address, __u32 fd)
+{
+	__u64 thread = bpf_get_current_pid_tgid();
+	struct asked asked = {};
+	__u16 family = *(__u16 *)address;
+	asked.fd = fd;
+	asked.port = __builtin_bswap16(*(__u16 *)(address + 2));
+	if (family == K8SNET_AF_INET) {
+		asked.family = 4;
+		__builtin_memcpy(asked.address, address + 4, 4);
+	} else if (family == K8SNET_AF_INET6) {
+		__u64 address6[2];
+		__builtin_memcpy(address6, address + 8, 16);
+		asked.family = 6;
+		if (is_mapped(address6)) {
+			asked.family = 4;
+			__builtin_memcpy(asked.address, address + 20, 4);
+		} else {
+			__builtin_memcpy(asked.address, address6, 16);
+		}
+	} else {
+		return; /* no internet address: AF_UNIX, AF_UNSPEC (disconnect), … */
+	}
+	asked_by_thread.update(&thread, &asked);
+}
+
+/*
+ * Whether the socket holds another destination than the process asked for: only then was it translated at the socket.
+ */
+static __always_inline bool is_translated(const struct asked *asked, const struct tuple *tuple)
+{
+	const __u64 *want = (const __u64 *)asked->address, *have = (const __u64 *)tuple->destination;
+	__u8 family = tuple->l3 == K8SNET_AF_INET6 ? 6 : 4;
+	if (!asked->family)
+		return false;
+	/*
+	 * connect() to the unspecified address means loopback (tcp_v4_connect, tcp_v6_connect): the kernel's doing,
+	 * not a program's.
+	 */
+	if (want[0] == 0 && want[1] == 0)
+		return false;
+	return asked->family != family || want[0] != have[0] || want[1] != have[1] ||
+	       asked->port != __builtin_bswap16(tuple->destination_port);
+}
+
+/* ---- the record ---- */
+
+/*
+ * Follow the translations of `tuple` from namespace to namespace; leaves the last tuple in place. Returns FLAG_ bits.
+ */
+static __always_inline __u8 follow_translations(struct tuple *tuple, __u32 *nat_netns)
+{
+	__u8 flags = 0;
+#pragma unroll
+	for (int i = 0; i < MAX_TRANSLATIONS; i++) {
+		struct translation *translation = translations.lookup(tuple);
+		if (!translation)
+			break;
+		struct tuple key = *tuple;
+		if (translation->status & STATUS_SNAT)
+			flags |= FLAG_SNAT;
+		if (translation->status & STATUS_DNAT) {
+			flags |= FLAG_DNAT;
+			*nat_netns = translation->netns;
+		} else if (!*nat_netns) {
+			*nat_netns = translation->netns;
+		}
+		*tuple = translation->after;
+		/* A datagram flow's later packets would only store it again. */
+		if (key.protocol == PROTOCOL_TCP)
+			translations.delete(&key);
+	}
+	return flags;
+}
+
+/*
+ * The parts of a record that need no look at translations; the others zero. False: there is no room, and it is
+ * counted.
+ */
+static __always_inline struct connection_record *begin_record(
+	const struct request *request, const struct tuple *tuple, __u8 outcome, __u16 error)
+{
+	struct connection_record *record = records.ringbuf_reserve(sizeof(*record));
+	if (!record) {
+		count_lost(LOST_RING_BUFFER);
+		return NULL;
+	}
+	struct connection_shape *shape = &record->shape;
+	int zero = 0;
+	__u64 *offset = since_boot.lookup(&zero);
+	record->time_ns = request->time_ns + (offset ? *offset : 0);
+	record->latency_ns = bpf_ktime_get_ns() - request->time_ns;
+	record->source_port = __builtin_bswap16(tuple->source_port);
+	record->pad = 0;
+	shape->cgroup_id = request->cgroup_id;
+	shape->pid = request->pid;
+	shape->netns = request->netns;
+	shape->nat_netns = 0;
+	shape->family = tuple->l3 == K8SNET_AF_INET6 ? 6 : 4;
+	shape->protocol = tuple->protocol;
+	shape->outcome = outcome;
+	shape->flags = 0;
+	shape->error = error;
+	shape->destination_port = __builtin_bswap16(tuple->destination_port);
+	shape->backend_port = 0;
+	shape->pad = 0;
+	__builtin_memcpy(shape->source, tuple->source, 16);
+	__builtin_memcpy(shape->destination, tuple->destination, 16);
+	__builtin_memset(shape->backend, 0, 16);
+	__builtin_memcpy(shape->comm, request->comm, COMM_LENGTH);
+	return record;
+}
+
+/*
+ * User space sweeps the buffer on its own clock (tracer/source/live.py): waking it for each record costs more than
+ * the record.
+ */
+static __always_inline void end_record(struct connection_record *record)
+{
+	records.ringbuf_submit(record, BPF_RB_NO_WAKEUP);
+}
+
+/* Hand the finished connection to user space. `tuple`: as the socket has it; changed to where packets go. */
+static __always_inline void submit_connection(
+	const struct request *request, struct tuple *tuple, __u8 outcome, __u16 error)
+{
+	struct connection_record *record = begin_record(request, tuple, outcome, error);
+	if (!record)
+		return;
+	struct connection_shape *shape = &record->shape;
+	__u32 nat_netns = 0;
+	__u8 flags = 0;
+	if (is_translated(&request->asked, tuple)) {
+		flags |= FLAG_SOCKET;
+		shape->family = request->asked.family;
+		shape->destination_port = request->asked.port;
+		__builtin_memcpy(shape->destination, request->asked.address, 16);
+	}
+	flags |= follow_translations(tuple, &nat_netns);
+	shape->nat_netns = nat_netns;
+	shape->flags = flags;
+	if (flags & (FLAG_DNAT | FLAG_SOCKET)) {
+		shape->backend_port = __builtin_bswap16(tuple->destination_port);
+		__builtin_memcpy(shape->backend, tuple->destination, 16);
+	}
+	end_record(record);
+}
+
+/* What an errno says of the outcome, for errors that need no look at how they came about. */
+static __always_inline __u8 outcome_of_error(int error)
+{
+	switch (error) {
+	case ERROR_TIMEDOUT:
+		return OUTCOME_TIMEOUT;
+	case ERROR_CONNRESET:
+		return OUTCOME_RESET;
+	case ERROR_HOSTUNREACH:
+	case ERROR_NETUNREACH:
+		return OUTCOME_UNREACHABLE;
+	case ERROR_PERM:
+	case ERROR_ACCES:
+		return OUTCOME_REJECTED;
+	default:
+		return OUTCOME_UNKNOWN;
+	}
+}
+
+/* ---- TCP ---- */
+
+/*
+ * Maps are asked with a copy of the socket pointer. The verifier of 6.1 and 6.12 (no longer that of 6.18) forgets the
+ * type of a pointer that was spilled to the stack and shown to a helper, and clang reloads it from there: FIELD(sk)
+ * is "invalid mem access 'scalar'" then.
+ */
+
+/* A process asks for a connection: the socket goes from CLOSE to SYN_SENT. Its source port may not be chosen yet. */
+static __always_inline void open_request(__u64 sk)
+{
+	__u64 key = sk;
+	struct request request = {};
+	note_process(&request, sk);
+	__u64 thread = bpf_get_current_pid_tgid();
+	struct asked *asked = asked_by_thread.lookup(&thread);
+	if (asked) {
+		request.asked = *asked;
+		/* The connect() that returns later has then nothing more to tell. */
+		asked_by_thread.delete(&thread);
+	}
+	if (requests.update(&key, &request))
+		count_lost(LOST_REQUEST_MAP);
+}
+
+/* What the errors of a socket that was never established say of its request. */
+static __always_inline __u8 outcome_of_failure(const struct request *request, int error)
+{
+	if (error == ERROR_CONNREFUSED)
+		/* A RST is the far end's own word; the same errno without one came by ICMP, as REJECT sends it. */
+		return request->was_reset ? OUTCOME_REFUSED : OUTCOME_REJECTED;
+	if (error == 0)
+		/* The process closed the socket before anybody answered. */
+		return OUTCOME_TIMEOUT;
+	return outcome_of_error(error);
+}
+
+/* The socket leaves SYN_SENT: it is established, or closes without having been. */
+static __always_inline void finish_request(__u64 sk, bool established)
+{
+	__u64 key = sk;
+	struct request *request = requests.lookup(&key);
+	if (!request)
+		return;
+	__u8 outcome = OUTCOME_ESTABLISHED;
+	int error = 0;
+	if (!established) {
+		error = FIELD(int, sk, SOCK_ERR) ?: request->soft_error;
+		outcome = outcome_of_failure(request, error);
+	}
+	struct tuple tuple;
+	read_socket_tuple(sk, &tuple);
+	submit_connection(request, &tuple, outcome, error);
+	requests.delete(&key);
+}
+
+/*
+ * A RST arrived for this socket: the answer to its request, or, where the connection stands but no byte has come, the
+ * other side's change of mind. User space then looks for the record that it has just got (tracer/source/resets.py).
+ */
+static __always_inline void note_reset(__u64 sk)
+{
+	__u64 key = sk;
+	struct request *request = requests.lookup(&key);
+	if (request) {
+		request->was_reset = 1;
+		return;
+	}
+	if (FIELD(__u8, sk, SOCK_STATE) != STATE_ESTABLISHED || READ(__u64, sk, TCP_BYTES_RECEIVED))
+		return;
+	struct request reset = {.time_ns = bpf_ktime_get_ns(), .netns = netns_inode(READ(__u64, sk, SOCK_NET))};
+	struct tuple tuple;
+	read_socket_tuple(sk, &tuple);
+	struct connection_record *record = begin_record(&reset, &tuple, OUTCOME_RESET, ERROR_CONNRESET);
+	if (record)
+		end_record(record);
+}
+
+/*
+ * An error was reported to the socket. While a process holds its lock, as in connect(), an ICMP error only becomes
+ * sk_err_soft, which getsockopt(SO_ERROR) takes away; the error queue, too, has it (tcp_v4_err, ip_icmp_error).
+ */
+static __always_inline void note_error(__u64 sk)
+{
+	__u64 key = sk;
+	struct request *request = requests.lookup(&key);
+	if (!request)
+		return;
+	__u64 queue = sk + SOCK_ERROR_QUEUE, last = READ(__u64, queue, SKB_PREV);
+	if (last && last != queue)
+		request->soft_error = READ(__u32, last, SKB_CB + EXTERR_ERRNO);
+}
+
+/*
+ * A connect() that failed before there was a request to follow: no route, no free port, a cgroup program said no.
+ * The source is not known: none was chosen. `protocol` of the socket.
+ */
+static __always_inline void fail_unrouted(const struct asked *asked, __u64 sk, __u8 protocol, int error)
+{
+	struct request request = {};
+	struct tuple tuple = {};
+	note_process(&request, sk);
+	tuple.protocol = protocol;
+	tuple.l3 = asked->family == 6 ? K8SNET_AF_INET6 : K8SNET_AF_INET;
+	tuple.destination_port = __builtin_bswap16(asked->port);
+	__builtin_memcpy(tuple.destination, asked->address, 16);
+	struct connection_record *record = begin_record(&request, &tuple, outcome_of_error(error), error);
+	if (record)
+		end_record(record);
+}
+
+/*
+ * connect() returns. Most of the time all has been told by then; left are a UDP socket whose destination a program
+ * changed (it is asked for once, and used by datagrams to come), and a TCP request that failed before it began.
+ */
+static __always_inline void finish_connect(const struct asked *asked, __u64 sk, long result)
+{
+	__u16 protocol = READ(__u16, sk, SOCK_PROTOCOL);
+	struct tuple tuple;
+	if (protocol == PROTOCOL_UDP && result == 0) {
+		read_socket_destination(sk, &tuple);
+		if (is_translated(asked, &tuple))
+			asked_by_socket.update(&sk, (struct asked *)asked);
+		else
+			asked_by_socket.delete(&sk);
+	} else if (result == -ERROR_NETUNREACH || result == -ERROR_HOSTUNREACH || result == -ERROR_PERM ||
+		   result == -ERROR_ACCES || result == -ERROR_ADDRNOTAVAIL) {
+		if (protocol == PROTOCOL_TCP || protocol == PROTOCOL_UDP)
+			fail_unrouted(asked, sk, protocol, -result);
+	}
+}
+
+/* ---- conntrack ---- */
+
+static __always_inline void read_conntrack_tuple(__u64 ct, int direction, struct tuple *tuple)
+{
+	struct conntrack_tuple from = {};
+	bpf_probe_read_kernel(
+		&from, sizeof(from), (void *)(ct + CT_TUPLEHASH + direction * TUPLEHASH_SIZE + TUPLEHASH_TUPLE));
+	__builtin_memcpy(tuple->source, from.source, 16);
+	__builtin_memcpy(tuple->destination, from.destination, 16);
+	tuple->source_port = from.source_port;
+	tuple->destination_port = from.destination_port;
+	tuple->l3 = from.l3;
+	tuple->protocol = from.protocol;
+	tuple->pad = 0;
+}
+
+/*
+ * A conntrack entry that rewrites addresses: remember where its packets go, under the tuple that was asked for.
+ * `is_answer`: the packet goes the other way. Only the first of those still matters: where a DNAT leads to the node
+ * itself (a hostNetwork pod), no packet of the asking direction is ever sent on.
+ */
+static __always_inline void note_translation(__u64 ct, bool is_answer)
+{
+	__u32 status = READ(__u64, ct, CT_STATUS);
+	if (!(status & (STATUS_SNAT | STATUS_DNAT)) || (is_answer && (status & STATUS_ASSURED)))
+		return;
+	struct tuple original, reply;
+	struct translation translation = {};
+	read_conntrack_tuple(ct, 0, &original);
+	if (original.protocol != PROTOCOL_TCP && original.protocol != PROTOCOL_UDP)
+		return;
+	struct translation *known = translations.lookup(&original);
+	if (known && is_answer)
+		return;
+	read_conntrack_tuple(ct, 1, &reply);
+	reverse_tuple(&reply, &translation.after);
+	if (known) {
+		/* The same, unless the ports have come round again. */
+		const __u64 *now = (const __u64 *)&translation.after, *then = (const __u64 *)&known->after;
+		if (now[0] == then[0] && now[1] == then[1] && now[2] == then[2] && now[3] == then[3] &&
+			now[4] == then[4])
+			return;
+	}
+	translation.status = status & (STATUS_SNAT | STATUS_DNAT);
+	translation.netns = netns_inode(READ(__u64, ct, CT_NET));
+	if (translations.update(&original, &translation))
+		count_lost(LOST_NAT_MAP);
+}
+
+/* ---- UDP ---- */
+
+/*
+ * The tuple of the IP packet in `skb`, whose network header lies at `header`. False: not UDP, a fragment, or not IP.
+ */
+static __always_inline bool read_packet_tuple(__u64 header, struct tuple *tuple, __u8 *protocol)
+{
+	__u8 ip[40] = {};
+	__u64 ports;
+	__builtin_memset(tuple, 0, sizeof(*tuple));
+	if (bpf_probe_read_kernel(ip, 20, (void *)header))
+		return false;
+	if (ip[0] >> 4 == 4) {
+		/* RFC 791. Only the first fragment has ports. */
+		if (((ip[6] & 0x1f) | ip[7]) != 0)
+			return false;
+		*protocol = ip[9];
+		tuple->l3 = K8SNET_AF_INET;
+		__builtin_memcpy(tuple->source, ip + 12, 4);
+		__builtin_memcpy(tuple->destination, ip + 16, 4);
+		ports = header + (ip[0] & 0xf) * 4;
+	} else if (ip[0] >> 4 == 6) {
+		/* RFC 8200. Extension headers before UDP are not followed. */
+		if (bpf_probe_read_kernel(ip, 40, (void *)header))
+			return false;
+		*protocol = ip[6];
+		tuple->l3 = K8SNET_AF_INET6;
+		__builtin_memcpy(tuple->source, ip + 8, 16);
+		__builtin_memcpy(tuple->destination, ip + 24, 16);
+		ports = header + 40;
+	} else {
+		return false;
+	}
+	if (*protocol == PROTOCOL_UDP) {
+		tuple->protocol = PROTOCOL_UDP;
+		tuple->source_port = READ(__be16, ports, 0);
+		tuple->destination_port = READ(__be16, ports, 2);
+	}
+	return true;
+}
+
+/*
+ * Arriving packets are of interest only to UDP. While no process on the machine has sent a datagram for a while (3 s
+ * where HZ is 1000, 30 s where it is 100), a look at each of them would cost 1 % of the throughput of short TCP
+ * connections for nothing. Jiffies: reading them is one load.
+ */
+static __always_inline bool look_at_arrivals(void)
+{
+	int zero = 0;
+	__u64 *until = attention_until.lookup(&zero);
+	return until && bpf_jiffies64() < *until;
+}
+
+static __always_inline void pay_attention(void)
+{
+	int zero = 0;
+	__u64 until = bpf_jiffies64() + ATTENTION_JIFFIES, *known = attention_until.lookup(&zero);
+	if (known && *known != until)
+		*known = until;
+}
+
+/* Whether the process chose this socket's source port itself, as servers do, and did not connect it. */
+static __always_inline bool may_be_server(__u64 sk)
+{
+	return READ(__u8, sk, SOCK_STATE) != STATE_ESTABLISHED &&
+	       ((READ(__u8, sk, SOCK_USERLOCKS) >> SOCK_USERLOCKS_SHIFT) & SOCK_BINDPORT_LOCK);
+}
+
+/*
+ * A process sends a datagram: the first of a flow opens a request. `ct` and `ctinfo` are of the packet, 0 when this
+ * namespace tracks nothing. In process context, with the packet's socket still known.
+ */
+static __always_inline void send_datagram(__u64 skb, __u64 sk, __u64 ct, int ctinfo)
+{
+	struct tuple tuple, answer;
+	__u8 protocol = 0;
+	if (ct && ctinfo >= CTINFO_REPLY)
+		return;
+	if (ct) {
+		/* The packet may be rewritten already; the entry holds what was asked, and what will answer. */
+		read_conntrack_tuple(ct, 0, &tuple);
+		read_conntrack_tuple(ct, 1, &answer);
+	} else {
+		__u64 header = READ(__u64, skb, SKB_HEAD) + READ(__u16, skb, SKB_NETWORK_HEADER);
+		if (!read_packet_tuple(header, &tuple, &protocol))
+			return;
+		reverse_tuple(&tuple, &answer);
+	}
+	if (tuple.protocol != PROTOCOL_UDP)
+		return;
+	/* Had we looked at what arrives, a request that this datagram answers would be known. */
+	bool looked = look_at_arrivals();
+	pay_attention();
+	__u64 now = bpf_ktime_get_ns();
+	struct datagram_flow *known = datagram_flows.lookup(&tuple);
+	if (known && now - known->last_ns < (known->answered ? UDP_ANSWERED_NS : UDP_UNANSWERED_NS)) {
+		known->last_ns = now;
+		return;
+	}
+	struct datagram_flow flow = {.last_ns = now};
+	if (datagram_flows.update(&tuple, &flow)) {
+		count_lost(LOST_DATAGRAM_MAP);
+		return;
+	}
+	struct request request = {};
+	note_process(&request, sk);
+	request.doubtful = !looked && may_be_server(sk);
+	__u64 thread = bpf_get_current_pid_tgid();
+	struct asked *asked = asked_by_thread.lookup(&thread);
+	if (!asked)
+		asked = asked_by_socket.lookup(&sk);
+	if (asked)
+		request.asked = *asked;
+	datagram_answers.update(&answer, &tuple);
+	if (datagram_requests.update(&tuple, &request))
+		count_lost(LOST_DATAGRAM_MAP);
+}
+
+/*
+ * Taking the request away comes first: user space takes it away, too, when nobody answers, and only one of us
+ * reports.
+ */
+static __always_inline void finish_datagram(struct tuple *tuple, __u8 outcome, __u16 error)
+{
+	struct tuple key = *tuple;
+	struct request *found = datagram_requests.lookup(&key);
+	if (!found)
+		return;
+	struct request request = *found;
+	if (datagram_requests.delete(&key) == 0)
+		submit_connection(&request, tuple, outcome, error);
+}
+
+/*
+ * What an ICMP error says (RFC 792, RFC 4443). `outer`: the packet that brought it; `about`: the one that it is
+ * about, whose start it carries. False: it is no such error, or not about UDP.
+ */
+static __always_inline bool read_icmp_error(
+	__u64 icmp, bool is_v6, const struct tuple *outer, struct tuple *about, __u8 *outcome, __u16 *error)
+{
+	__u8 protocol = 0, type = READ(__u8, icmp, 0), code = READ(__u8, icmp, 1);
+	if (type != (is_v6 ? 1 : 3) || !read_packet_tuple(icmp + 8, about, &protocol) || protocol != PROTOCOL_UDP)
+		return false;
+	const __u64 *sender = (const __u64 *)outer->source, *asked = (const __u64 *)about->destination;
+	*outcome = OUTCOME_UNREACHABLE;
+	*error = !is_v6 && code == 0 ? ERROR_NETUNREACH : ERROR_HOSTUNREACH;
+	if (code == (is_v6 ? 4 : 3)) {
+		/* Port unreachable: the far end's own word, or a rule's on the way (iptables' REJECT). */
+		*outcome = sender[0] == asked[0] && sender[1] == asked[1] ? OUTCOME_REFUSED : OUTCOME_REJECTED;
+		*error = ERROR_CONNREFUSED;
+	} else if (is_v6 ? code == 1 : code == 9 || code == 10 || code == 13) {
+		*outcome = OUTCOME_REJECTED;
+		*error = is_v6 ? ERROR_ACCES : ERROR_HOSTUNREACH;
+	}
+	return true;
+}
+
+/* Somebody else's request: what is sent back must not look like a new flow of ours. */
+static __always_inline void note_heard(const struct tuple *tuple)
+{
+	struct tuple answer;
+	struct datagram_flow heard = {.last_ns = bpf_ktime_get_ns(), .answered = 1};
+	reverse_tuple(tuple, &answer);
+	struct datagram_flow *known = datagram_flows.lookup(&answer);
+	if (known)
+		known->last_ns = heard.last_ns;
+	else if (datagram_flows.update(&answer, &heard))
+		count_lost(LOST_DATAGRAM_MAP);
+}
+
+/* A packet arrives somewhere on the machine: perhaps the answer to a datagram. `header`: its network header. */
+static __always_inline void receive_packet(__u64 header)
+{
+	struct tuple packet, request, answer;
+	__u8 start[10] = {}, protocol, outcome = OUTCOME_ANSWERED;
+	__u16 error = 0;
+	/* The protocol before all else: most packets are TCP. */
+	if (bpf_probe_read_kernel(start, sizeof(start), (void *)header))
+		return;
+	bool is_v6 = start[0] >> 4 == 6;
+	protocol = is_v6 ? start[6] : start[9];
+	bool is_icmp = protocol == (is_v6 ? PROTOCOL_ICMPV6 : PROTOCOL_ICMP);
+	if (!is_icmp && protocol != PROTOCOL_UDP)
+		return;
+	if (!read_packet_tuple(header, &packet, &protocol))
+		return;
+	if (is_icmp) {
+		__u64 icmp = header + (is_v6 ? 40 : (start[0] & 0xf) * 4);
+		if (!read_icmp_error(icmp, is_v6, &packet, &request, &outcome, &error))
+			return;
+		reverse_tuple(&request, &answer);
+	} else {
+		answer = packet;
+	}
+	struct tuple *original = datagram_answers.lookup(&answer);
+	if (original) {
+		/* What was asked for, where the packet is about what it was translated to. */
+		request = *original;
+	} else if (!is_icmp) {
+		note_heard(&packet);
+		return;
+	}
+	struct datagram_flow *flow = is_icmp ? NULL : datagram_flows.lookup(&request);
+	if (flow) {
+		flow->last_ns = bpf_ktime_get_ns();
+		flow->answered = 1;
+	}
+	finish_datagram(&request, outcome, error);
+}

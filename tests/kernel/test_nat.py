@@ -1,0 +1,229 @@
+"""Translations: the record's backend is where conntrack sends the packets."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import socket
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.kernel.conftest import Net, Tracer
+from tests.kernel.traffic import ask, connect, echo, listener
+from tests.tracer.networks import SERVICE, SERVICE6, Namespace
+from tracer import conntrack
+from tracer.events import IPPROTO_TCP, IPPROTO_UDP, Flag, Outcome, Shape
+from tracer.source.live import LiveSource
+
+pytestmark = pytest.mark.bpf
+BACKENDS = ("10.0.2.2", "10.0.2.3", "10.0.2.4")
+BACKENDS6 = ("fd00:2::2", "fd00:2::3", "fd00:2::4")
+
+
+def backend_of(shape: Shape) -> tuple[str, int]:
+    """Address and port of the backend, as text."""
+    packed = shape.backend if shape.family == 6 else shape.backend[:4]
+    return str(ipaddress.ip_address(packed)), shape.bport
+
+
+def service(router: Namespace, *backends: str, protocol: str = "tcp", port: int = 80) -> None:
+    """Rules as kube-proxy spreads connections: each backend an equal share, in PREROUTING and OUTPUT."""
+    v6 = ":" in backends[0]
+    command = "ip6tables" if v6 else "iptables"
+    for hook in ("PREROUTING", "OUTPUT"):
+        for index, backend in enumerate(backends):
+            share = f"-m statistic --mode random --probability {1 / (len(backends) - index):.10f}"
+            match = f"-d {SERVICE6 if v6 else SERVICE} -p {protocol} --dport {port}"
+            target = f"[{backend}]:8000" if v6 else f"{backend}:8000"
+            router.sh(f"{command} -t nat -A {hook} {match} {share} -j DNAT --to-destination {target}")
+
+
+@contextlib.contextmanager
+def inhabited(namespace: Namespace) -> Iterator[None]:
+    """A process in the namespace, as every node has: that is how the tracer finds its connection-tracking table."""
+    process = subprocess.Popen(["nsenter", f"--net={namespace.path}", "sleep", "600"])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_each_record_says_what_conntrack_holds(tracer: Tracer, net: Net) -> None:
+    client, router, server = net
+    service(router, *BACKENDS)
+    with listener(server, "0.0.0.0", 8000):
+        for _ in range(37):
+            connect(client, SERVICE, 80)
+    seen = tracer.collect(37, client)
+    held = {
+        entry.orig.sport: (str(ipaddress.ip_address(entry.reply.src)), entry.reply.sport)
+        for entry in conntrack.dump(router.path)
+        if entry.protocol == IPPROTO_TCP
+    }
+    assert {record.raw.sport: backend_of(record.shape) for record in seen} == held
+    assert len(held) == 37
+    assert {record.shape.nat_netns for record in seen} == {router.inode}
+    assert {record.shape.flags for record in seen} == {Flag.DNAT}
+    assert len(Counter(backend_of(record.shape) for record in seen)) == len(BACKENDS)
+    assert tracer.source.losses() == {}
+
+
+def test_ipv6(tracer: Tracer, net: Net) -> None:
+    client, router, server = net
+    service(router, BACKENDS6[1])
+    with listener(server, "::", 8000):
+        connect(client, SERVICE6, 80)
+    (record,) = tracer.collect(1, client)
+    assert backend_of(record.shape) == (BACKENDS6[1], 8000)
+    assert record.shape.flags == Flag.DNAT
+    assert record.shape.destination == ipaddress.ip_address(SERVICE6).packed
+
+
+def test_masquerade_is_source_translation_without_a_backend(tracer: Tracer, net: Net) -> None:
+    client, router, server = net
+    router.sh("iptables -t nat -A POSTROUTING -o server -j MASQUERADE")
+    with listener(server, "10.0.2.2", 80):
+        connect(client, "10.0.2.2", 80)
+    (record,) = tracer.collect(1, client)
+    assert record.shape.flags == Flag.SNAT
+    assert (record.shape.nat_netns, record.shape.backend, record.shape.bport) == (router.inode, bytes(16), 0)
+
+
+def test_a_process_on_the_node_itself(tracer: Tracer, net: Net) -> None:
+    _, router, server = net
+    router.sh("ip route add default via 10.0.2.2")  # the kernel routes before it translates
+    service(router, BACKENDS[2])
+    with listener(server, "0.0.0.0", 8000):
+        port = connect(router, SERVICE, 80)
+    (record,) = tracer.collect(1, router)
+    assert record.raw.sport == port
+    assert backend_of(record.shape) == (BACKENDS[2], 8000)
+    assert record.shape.flags & Flag.DNAT
+
+
+def test_a_backend_on_the_node_itself(tracer: Tracer, net: Net) -> None:
+    """A hostNetwork pod: the request is delivered locally and never leaves again."""
+    client, router, _ = net
+    service(router, "10.0.1.1")
+    with listener(router, "0.0.0.0", 8000):
+        connect(client, SERVICE, 80)
+    (record,) = tracer.collect(1, client)
+    assert backend_of(record.shape) == ("10.0.1.1", 8000)
+    assert record.shape.flags == Flag.DNAT
+
+
+def test_a_backend_that_refuses_is_still_named(tracer: Tracer, net: Net) -> None:
+    client, router, _ = net
+    service(router, BACKENDS[0])
+    with pytest.raises(ConnectionRefusedError):
+        connect(client, SERVICE, 80)
+    (record,) = tracer.collect(1, client)
+    assert record.shape.outcome == Outcome.REFUSED
+    assert backend_of(record.shape) == (BACKENDS[0], 8000)
+
+
+def test_a_second_node_translates_what_the_first_masqueraded(tracer: Tracer, net: Net) -> None:
+    """As a NodePort of another node is reached from a pod: SNAT on the way out, DNAT on arrival, one record."""
+    client, router, server = net
+    router.sh("iptables -t nat -A POSTROUTING -o server -j MASQUERADE --random-fully")
+    server.sh("iptables -t nat -A PREROUTING -d 10.0.2.2 -p tcp --dport 30080 -j DNAT --to-destination 10.0.2.3:8000")
+    with listener(server, "0.0.0.0", 8000):
+        connect(client, "10.0.2.2", 30080)
+    (record,) = tracer.collect(1, client)
+    assert backend_of(record.shape) == ("10.0.2.3", 8000)
+    assert record.shape.flags == Flag.DNAT | Flag.SNAT
+    assert record.shape.nat_netns == server.inode
+
+
+@pytest.mark.parametrize("connected", [True, False])
+def test_datagrams(tracer: Tracer, net: Net, connected: bool) -> None:
+    client, router, server = net
+    service(router, BACKENDS[1], protocol="udp", port=53)
+    with echo(server, "10.0.2.3", 8000):
+        assert ask(client, SERVICE, 53, connected=connected) == b"hello"
+    (record,) = tracer.collect(1, client, server)
+    assert record.shape.protocol == IPPROTO_UDP
+    assert record.shape.outcome == Outcome.ANSWERED
+    assert backend_of(record.shape) == (BACKENDS[1], 8000)
+    assert record.shape.flags == Flag.DNAT
+    assert record.shape.nat_netns == router.inode
+
+
+def test_datagrams_of_the_node_itself(tracer: Tracer, net: Net) -> None:
+    _, router, server = net
+    router.sh("ip route add default via 10.0.2.2")
+    service(router, BACKENDS[1], protocol="udp", port=53)
+    with echo(server, "10.0.2.3", 8000):
+        assert ask(router, SERVICE, 53, connected=True) == b"hello"
+    (record,) = tracer.collect(1, router, server)
+    assert record.shape.outcome == Outcome.ANSWERED
+    assert backend_of(record.shape) == (BACKENDS[1], 8000)
+
+
+def test_a_translated_datagram_that_nobody_answers(tracer: Tracer, net: Net) -> None:
+    client, router, _ = net
+    service(router, "10.0.2.99", protocol="udp", port=53)
+    with inhabited(router):
+        assert ask(client, SERVICE, 53, connected=True, timeout=0.1) is None
+        (record,) = tracer.collect(1, client, seconds=6)
+    assert (record.shape.outcome, record.raw.latency_ns) == (Outcome.SENT, -1)
+    assert backend_of(record.shape) == ("10.0.2.99", 8000)
+    assert record.shape.destination[:4] == ipaddress.ip_address(SERVICE).packed
+    assert record.shape.dport == 53
+
+
+def test_a_backend_that_is_gone_is_still_named(tracer: Tracer, net: Net) -> None:
+    """The next hop does not answer ARP, so that the packet never leaves: conntrack knows where it was to go."""
+    client, router, _ = net
+    service(router, "10.0.2.99")
+    with inhabited(router):
+        with pytest.raises(TimeoutError):
+            connect(client, SERVICE, 80, timeout=1.5)  # namespaces are looked for once a second
+        (record,) = tracer.collect(1, client)
+    assert (record.shape.outcome, record.shape.errno) == (Outcome.TIMEOUT, 0)
+    assert backend_of(record.shape) == ("10.0.2.99", 8000)
+    assert record.shape.nat_netns == router.inode
+
+
+def test_a_rule_that_drops_the_translated_packet_does_not_hide_where_it_went(tracer: Tracer, net: Net) -> None:
+    """As a network policy does: the conntrack entry is never confirmed, so that no table holds it."""
+    client, router, _ = net
+    service(router, BACKENDS[1])
+    router.sh("iptables -A FORWARD -d 10.0.2.3 -j DROP")
+    with pytest.raises(TimeoutError):
+        connect(client, SERVICE, 80, timeout=0.5)
+    (record,) = tracer.collect(1, client)
+    assert record.shape.outcome == Outcome.TIMEOUT
+    assert backend_of(record.shape) == (BACKENDS[1], 8000)
+
+
+def test_a_flow_that_was_translated_before_the_trace_began(
+    open_backend: Callable[..., LiveSource], net: Net, patience: float
+) -> None:
+    """Its conntrack entry is read at the start: the kernel does not translate it anew."""
+    client, router, server = net
+    service(router, BACKENDS[1], protocol="udp", port=53)
+
+    def open_socket() -> socket.socket:
+        one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        one.settimeout(5)
+        one.connect((SERVICE, 53))
+        return one
+
+    with echo(server, "10.0.2.3", 8000), client.run(open_socket) as one, inhabited(router):
+        for _ in range(2):  # the answer to the first makes the entry ESTABLISHED, no longer NEW
+            one.send(b"before")
+            one.recv(100)
+        with open_backend() as source:
+            tracer = Tracer(source, patience)
+            time.sleep(1)  # the tables are read in the background
+            one.send(b"after")
+            one.recv(100)
+            (record,) = tracer.collect(1, client)
+    assert backend_of(record.shape) == (BACKENDS[1], 8000)
+    assert record.shape.outcome == Outcome.ANSWERED

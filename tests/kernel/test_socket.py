@@ -1,0 +1,167 @@
+"""Translation at the socket, as Cilium does it: the process asks for one address and the kernel is told another."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kernel.conftest import Net, Tracer
+from tests.kernel.traffic import echo, listener
+from tests.tracer.networks import Namespace
+from tracer.events import IPPROTO_TCP, IPPROTO_UDP, Flag, Outcome, Shape
+from tracer.procfs import cgroup2_mount
+from tracer.source.live import LiveSource
+
+pytestmark = pytest.mark.bpf
+
+ASKED, BACKEND = "10.96.9.9", "10.0.2.3"
+# include/uapi/linux/bpf.h: BPF_PROG_TYPE_CGROUP_SOCK_ADDR; BPF_CGROUP_INET4_CONNECT, BPF_CGROUP_UDP4_SENDMSG
+SOCK_ADDR, CONNECT4, SENDMSG4 = 18, 10, 14
+
+# Addresses and ports are in network order; user_port is 16 bits in a word of 32.
+REDIRECT = """
+#include <uapi/linux/bpf.h>
+int redirect(struct bpf_sock_addr *ctx)
+{
+        if (ctx->user_ip4 == ASKED) {
+                ctx->user_ip4 = BACKEND;
+                ctx->user_port = __builtin_bswap16(8000);
+        }
+        return 1;
+}
+"""
+
+# Runs in the cgroup and the namespace; says its process id.
+CLIENT = """
+import os, socket, sys
+open(sys.argv[1] + "/cgroup.procs", "w").write(str(os.getpid()))
+kind, mode, address = getattr(socket, sys.argv[2]), sys.argv[3], (sys.argv[4], int(sys.argv[5]))
+with socket.socket(socket.AF_INET, kind) as one:
+    one.settimeout(5)
+    if mode == "connect":
+        one.connect(address)
+        one.send(b"hello")
+    else:
+        one.sendto(b"hello", address)
+    if kind == socket.SOCK_DGRAM:
+        one.recv(100)
+print(os.getpid())
+"""
+
+
+def word(address: str) -> int:
+    """An IPv4 address as the little-endian word that holds it in network order."""
+    return int.from_bytes(ipaddress.ip_address(address).packed, "little")
+
+
+@pytest.fixture
+def cgroup() -> Iterator[Path]:
+    """A cgroup whose processes are redirected from ASKED to BACKEND, at the socket."""
+    from bcc import BPF
+
+    from tracer.bpf import program_directory
+
+    mount = cgroup2_mount()
+    assert mount is not None
+    path = Path(mount, f"k8snet-test-{secrets.token_hex(4)}")
+    path.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BCC_KERNEL_SOURCE", str(program_directory() / "include" / "kernel"))
+        flags = [f"-DASKED={word(ASKED)}u", f"-DBACKEND={word(BACKEND)}u"]
+        programs = [BPF(text=REDIRECT.encode(), cflags=flags) for _ in (CONNECT4, SENDMSG4)]
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        for program, kind in zip(programs, (CONNECT4, SENDMSG4), strict=True):
+            function = program.load_func(b"redirect", SOCK_ADDR, attach_type=kind)
+            program.attach_func(function, descriptor, kind, 0)
+        yield path
+    finally:
+        os.close(descriptor)
+        for program in programs:
+            program.cleanup()
+        path.rmdir()  # and with it what is attached to it
+
+
+@pytest.fixture
+def tracer(cgroup: Path, open_backend: Callable[..., LiveSource], patience: float) -> Iterator[Tracer]:
+    """A backend of each test's own: once it has seen such a program, the tracepoint backend sees more than before."""
+    with open_backend() as source:
+        yield Tracer(source, patience)
+
+
+def call(namespace: Namespace, cgroup: Path, kind: str, mode: str, address: str = ASKED, port: int = 80) -> int:
+    """Run the client in the cgroup; returns its process id."""
+    command = [sys.executable, "-c", CLIENT, str(cgroup), kind, mode, address, str(port)]
+    done = subprocess.run(["nsenter", f"--net={namespace.path}", *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+def addresses(shape: Shape) -> tuple[str, int, str, int]:
+    """Destination and backend as text."""
+    destination, backend = (str(ipaddress.ip_address(packed[:4])) for packed in (shape.destination, shape.backend))
+    return destination, shape.dport, backend, shape.bport
+
+
+def test_tcp(cgroup: Path, net: Net, tracer: Tracer) -> None:
+    client, _, server = net
+    with listener(server, "0.0.0.0", 8000):
+        pid = call(client, cgroup, "SOCK_STREAM", "connect")
+    (record,) = tracer.collect(1, client)
+    assert addresses(record.shape) == (ASKED, 80, BACKEND, 8000)
+    assert (record.shape.protocol, record.shape.flags, record.shape.pid) == (IPPROTO_TCP, Flag.SOCKET, pid)
+    assert record.shape.outcome == Outcome.ESTABLISHED
+    assert record.shape.nat_netns == 0
+
+
+@pytest.mark.parametrize("mode", ["connect", "sendto"])
+def test_udp(cgroup: Path, net: Net, tracer: Tracer, mode: str) -> None:
+    client, _, server = net
+    with echo(server, BACKEND, 8000):
+        # No program for recvmsg changes the answer's source back: an unconnected socket takes it all the same.
+        call(client, cgroup, "SOCK_DGRAM", mode)
+    (record,) = tracer.collect(1, client)
+    assert addresses(record.shape) == (ASKED, 80, BACKEND, 8000)
+    assert (record.shape.protocol, record.shape.flags) == (IPPROTO_UDP, Flag.SOCKET)
+    assert record.shape.outcome == Outcome.ANSWERED
+
+
+def test_what_is_left_as_it_was_is_no_translation(cgroup: Path, net: Net, tracer: Tracer) -> None:
+    client, _, server = net
+    with listener(server, "0.0.0.0", 8000):
+        call(client, cgroup, "SOCK_STREAM", "connect", BACKEND, 8000)
+    (record,) = tracer.collect(1, client)
+    assert addresses(record.shape) == (BACKEND, 8000, "0.0.0.0", 0)
+    assert record.shape.flags == 0
+
+
+def test_both_ways_of_translation_at_once(cgroup: Path, net: Net, tracer: Tracer) -> None:
+    """The socket's new destination is itself rewritten by a rule: the backend is the last of them."""
+    client, router, server = net
+    router.sh(f"iptables -t nat -A PREROUTING -d {BACKEND} -p tcp --dport 8000 -j DNAT --to-destination 10.0.2.4:8001")
+    with listener(server, "0.0.0.0", 8001):
+        call(client, cgroup, "SOCK_STREAM", "connect")
+    (record,) = tracer.collect(1, client)
+    assert addresses(record.shape) == (ASKED, 80, "10.0.2.4", 8001)
+    assert record.shape.flags == Flag.SOCKET | Flag.DNAT
+    assert record.shape.nat_netns == router.inode
+
+
+def test_a_program_that_comes_later_is_noticed(
+    net: Net, open_backend: Callable[..., LiveSource], patience: float, request: pytest.FixtureRequest
+) -> None:
+    client, _, server = net
+    with open_backend() as source, listener(server, "0.0.0.0", 8000):
+        tracer = Tracer(source, patience)
+        group: Path = request.getfixturevalue("cgroup")
+        tracer.collect(0, client, seconds=1.2)  # it looks twice a second
+        call(client, group, "SOCK_STREAM", "connect")
+        (record,) = tracer.collect(1, client)
+    assert addresses(record.shape) == (ASKED, 80, BACKEND, 8000)

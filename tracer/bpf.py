@@ -1,0 +1,269 @@
+"""Compiling, loading and attaching the C of bpf/: the only module that imports bcc.
+
+What belongs here: finding the C, giving BCC something to include, turning its failures into our errors, raw access to
+maps. What does not: what the programs are for, which of them to load, what their records mean (`tracer.source.live`).
+
+BCC writes clang's and the verifier's words to file descriptor 2 and raises a bare Exception, so descriptor 2 is
+caught while it works. No kernel headers are needed: BCC_KERNEL_SOURCE points at bpf/include/kernel, see the README.md
+there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import os
+import platform
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tracer import libbpf
+from tracer.errors import BackendUnavailable, BpfCompileError, MissingError
+
+_ARCHITECTURES = {"x86_64": "x86", "aarch64": "arm64"}
+BPF_ANY = 0
+
+
+def program_directory() -> Path:
+    """Where the C lies: inside the installed package, or beside it in a checkout."""
+    installed = Path(__file__).with_name("_bpf")
+    return installed if installed.is_dir() else Path(__file__).parent.parent / "bpf"
+
+
+def program_text(files: Sequence[str]) -> str:
+    """The named files of bpf/ as one text, each under a #line that keeps its name in compiler messages."""
+    directory = program_directory()
+    return "".join(f'#line 1 "bpf/{name}"\n{(directory / name).read_text()}\n' for name in files)
+
+
+class RawMap:
+    """A BPF map of bytes to bytes, by file descriptor. Key and value are packed as the C declares them."""
+
+    def __init__(self, library: Any, fd: int, key_size: int, value_size: int) -> None:
+        self._lib, self.fd, self._key_size, self._value_size = library, fd, key_size, value_size
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Keys, as the kernel's BPF_MAP_GET_NEXT_KEY finds them; entries that come or go meanwhile may be missed or
+        seen twice.
+        """
+        key = ctypes.create_string_buffer(self._key_size)
+        following = ctypes.create_string_buffer(self._key_size)
+        result = self._lib.bpf_get_first_key(self.fd, following, self._key_size)
+        while result == 0:
+            yield following.raw
+            key.raw = following.raw
+            result = self._lib.bpf_get_next_key(self.fd, key, following)
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value, or None."""
+        value = ctypes.create_string_buffer(self._value_size)
+        return value.raw if self._lib.bpf_lookup_elem(self.fd, ctypes.c_char_p(key), value) == 0 else None
+
+    def set(self, key: bytes, value: bytes) -> None:
+        """Insert or replace. Raises OSError, with E2BIG when the map is full."""
+        if self._lib.bpf_update_elem(self.fd, ctypes.c_char_p(key), ctypes.c_char_p(value), BPF_ANY) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+
+    def delete(self, key: bytes) -> bool:
+        """Remove; False when it was not there."""
+        return bool(self._lib.bpf_delete_elem(self.fd, ctypes.c_char_p(key)) == 0)
+
+
+class Kind(enum.Enum):
+    """Ways to attach a function of the C; what its ctx is differs, see the comments in bpf/hooks_*.c."""
+
+    TYPED_TRACEPOINT = "tp_btf"  # arguments typed: the verifier lets them be dereferenced
+    RAW_TRACEPOINT = "raw_tp"
+    FENTRY = "fentry"
+    FEXIT = "fexit"
+    KPROBE = "kprobe"
+    KRETPROBE = "kretprobe"
+
+
+class Hook(NamedTuple):
+    """One attachment: `function` of the C to the tracepoint or kernel function `target`."""
+
+    kind: Kind
+    target: str
+    function: str
+
+
+class Programs:
+    """C that has been compiled and its maps made; `attach` then loads and attaches its functions. Use `close` at the
+    end.
+
+    Raises BpfCompileError when clang or BCC's front end refuses the C, MissingError when bcc is not installed.
+    """
+
+    def __init__(self, files: Sequence[str], defines: Mapping[str, int], *, maps_of: Programs | None = None) -> None:
+        """`maps_of`: programs whose maps these shall use, where they declare some of the same name and layout."""
+        self._bcc = _import_bcc()
+        self._descriptors: list[int] = []
+        include = program_directory() / "include"
+        architecture = _ARCHITECTURES.get(platform.machine(), platform.machine())
+        flags = [f"-I{include}", f"-D__TARGET_ARCH_{architecture}", "-Wno-unused-function", "-Wno-macro-redefined"]
+        flags.append("-Wfatal-errors")  # BCC 0.26 crashes on the tree that clang leaves after a second error
+        flags += [f"-D{name}={value}" for name, value in defines.items()]
+        text = program_text(files)
+        try:
+            self._bpf = self._compile(text, flags, include / "kernel")
+        except BpfCompileError as first:
+            # A newer BCC may include more headers than ours: the machine's own, where it has them, are the fallback.
+            if "file not found" not in first.message or not Path(f"/lib/modules/{os.uname().release}/build").exists():
+                raise
+            self._bpf = self._compile(text, flags, None)
+        self._redirected = {} if maps_of is None else self._same_maps(maps_of)
+
+    def _compile(self, text: str, flags: list[str], headers: Path | None) -> Any:
+        with _environment("BCC_KERNEL_SOURCE", None if headers is None else str(headers)), _caught_stderr() as caught:
+            try:
+                return self._bcc.BPF(text=text.encode(), cflags=flags)
+            except Exception as error:  # BCC raises nothing narrower
+                raise _explain(str(error), caught()) from error
+
+    def attach(self, hook: Hook) -> None:
+        """Load one function and attach it. Raises BackendUnavailable when the kernel refuses, with the verifier's
+        last words.
+        """
+        if hook.kind in (Kind.KPROBE, Kind.KRETPROBE):
+            self._attach_probe(hook)
+        else:
+            library = self._bcc.libbcc.lib
+            module, name = ctypes.c_void_p(self._bpf.module), hook.function.encode()
+            start, size = library.bpf_function_start(module, name), library.bpf_function_size(module, name)
+            if not start:
+                raise KeyError(hook.function)
+            instructions = libbpf.redirect_maps(ctypes.string_at(start, size), self._redirected)
+            self._descriptors += libbpf.attach_tracing(hook.kind.value, hook.target, instructions)
+
+    def _attach_probe(self, hook: Hook) -> None:
+        attach = self._bpf.attach_kprobe if hook.kind is Kind.KPROBE else self._bpf.attach_kretprobe
+        with _caught_stderr() as caught:
+            try:
+                attach(event=hook.target.encode(), fn_name=hook.function.encode())
+            except Exception as error:  # BCC raises nothing narrower
+                raise _explain(str(error), caught()) from error
+
+    def _same_maps(self, other: Programs) -> dict[int, int]:
+        """Descriptors of our maps that the other programs have, too, to theirs."""
+        library = self._bcc.libbcc.lib
+        module = ctypes.c_void_p(self._bpf.module)
+        name_of = library.bpf_table_name
+        name_of.restype, name_of.argtypes = ctypes.c_char_p, [ctypes.c_void_p, ctypes.c_ulonglong]
+        names = [name_of(module, number).decode() for number in range(library.bpf_num_tables(module))]
+        found = {}
+        for name in names:
+            with suppress(KeyError):
+                found[self.map_fd(name)] = other.map_fd(name)
+        return found
+
+    def map(self, name: str, key_size: int, value_size: int, *, per_cpu: bool = False) -> RawMap:
+        """The map `name` of the C. Raises KeyError for an unknown one, or when the C declares other sizes (in bytes).
+
+        The values of a per-CPU map are as long as there are possible CPUs, each rounded up to 8 bytes.
+        """
+        library = self._bcc.libbcc.lib
+        module = ctypes.c_void_p(self._bpf.module)  # bcc declares no argument types for the two size functions
+        number = ctypes.c_ulonglong(library.bpf_table_id(module, name.encode()))
+        sizes = (library.bpf_table_key_size_id(module, number), library.bpf_table_leaf_size_id(module, number))
+        if sizes != (key_size, value_size):
+            raise KeyError(f"map {name}: the C has no such map of {key_size} to {value_size} bytes, but {sizes}")
+        if per_cpu:
+            value_size = (value_size + 7) // 8 * 8 * len(self._bcc.utils.get_possible_cpus())
+        return RawMap(library, self.map_fd(name), key_size, value_size)
+
+    def map_fd(self, name: str) -> int:
+        """The file descriptor of the map `name`, owned by this object. Raises KeyError for an unknown one."""
+        fd = int(self._bcc.libbcc.lib.bpf_table_fd(self._bpf.module, name.encode()))
+        if fd < 0:
+            raise KeyError(name)
+        return fd
+
+    def close(self) -> None:
+        """Detach and unload everything. Idempotent."""
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+        self._bpf.cleanup()
+
+
+def show(files: Sequence[str], defines: Mapping[str, int]) -> str:
+    """The C that `Programs` would load, with its defines and our headers written out."""
+    include = program_directory() / "include"
+    lines = [f"#define {name} {value}" for name, value in defines.items()]
+    text = program_text(files)
+    for header in sorted(include.glob("*.h")):
+        text = text.replace(f'#include "{header.name}"', f"/* {header.name} */\n{header.read_text()}")
+    return "\n".join(lines) + "\n\n" + text
+
+
+def bcc_version() -> str:
+    """The version of the installed bcc. Raises MissingError when there is none."""
+    return str(_import_bcc().__version__)
+
+
+def _import_bcc() -> Any:
+    try:
+        import bcc
+        import bcc.libbcc
+        import bcc.utils
+    except ImportError as error:
+        raise MissingError(
+            f"the Python package bcc can't be imported ({error}); it compiles and loads the BPF programs",
+            hint="apt-get install python3-bpfcc, and use a Python that sees Debian's packages (/usr/bin/python3)",
+        ) from error
+    return bcc
+
+
+def release_compiler_memory() -> None:
+    """Give back the 20 MB that clang has freed and glibc keeps (malloc_trim(3)); other C libraries keep less."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def _explain(message: str, output: str) -> BpfCompileError | BackendUnavailable:
+    """BCC's bare exception and what it wrote to stderr, as one of our errors."""
+    errors = [line for line in output.splitlines() if re.search(r"\b(error|fatal error):", line)]
+    if "Failed to compile" in message or errors:
+        return BpfCompileError("the BPF programs don't compile:\n" + ("\n".join(errors) or output or message))
+    words = [message, *output.strip().splitlines()[-3:]]
+    hint = None
+    if "Operation not permitted" in message + output and os.geteuid() != 0:
+        hint = "sudo k8snet-trace"
+    return BackendUnavailable(": ".join(word for word in words if word), hint=hint)
+
+
+@contextmanager
+def _environment(name: str, value: str | None) -> Iterator[None]:
+    """Set an environment variable for the time of a call: BCC has no other way to be told where headers are."""
+    before = os.environ.get(name)
+    if value is not None and before is None:
+        os.environ[name] = value
+    try:
+        yield
+    finally:
+        if value is not None and before is None:
+            os.environ.pop(name, None)
+
+
+@contextmanager
+def _caught_stderr() -> Iterator[Any]:
+    """Send descriptor 2 to a file for a while; yields a function that returns what was written so far."""
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+
+        def written() -> str:
+            file.seek(0)
+            return file.read().decode(errors="replace")
+
+        os.dup2(file.fileno(), 2)
+        try:
+            yield written
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)

@@ -1,0 +1,178 @@
+"""The few functions of libbpf that bcc does not offer: loading and attaching programs whose arguments the kernel types.
+
+What belongs here: bpf(2) through libbpf.so.1 with ctypes, on bytecode that bcc compiled; cheap trials of what a
+kernel allows. What does not: compiling (`tracer.bpf`), reading type information (`tracer.btf`).
+
+bcc 0.26 knows fentry but not tp_btf, and hides the verifier's words on stderr.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+from tracer import btf
+from tracer.errors import BackendUnavailable
+
+# enum bpf_prog_type, enum bpf_attach_type (include/uapi/linux/bpf.h)
+_RAW_TRACEPOINT, _CGROUP_SOCK_ADDR, _TRACING = 17, 18, 26
+_ATTACH_TYPES = {"raw_tp": 0, "tp_btf": 23, "fentry": 24, "fexit": 25}
+_LOG_SIZE = 1 << 20
+_INSTRUCTION_SIZE = 8
+_INSTRUCTION = struct.Struct("=BBhi")  # code, registers, offset, immediate
+_LOAD_IMMEDIATE, _PSEUDO_MAP_FD = 0x18, 1
+# r0 = 0; exit
+_TRIVIAL = bytes.fromhex("b7000000000000009500000000000000")
+
+
+class _LoadOptions(ctypes.Structure):
+    """struct bpf_prog_load_opts (tools/lib/bpf/bpf.h), as far as libbpf 1.0 has it."""
+
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("attempts", ctypes.c_int),
+        ("expected_attach_type", ctypes.c_int),
+        ("prog_btf_fd", ctypes.c_uint32),
+        ("prog_flags", ctypes.c_uint32),
+        ("prog_ifindex", ctypes.c_uint32),
+        ("kern_version", ctypes.c_uint32),
+        ("attach_btf_id", ctypes.c_uint32),
+        ("attach_prog_fd", ctypes.c_uint32),
+        ("attach_btf_obj_fd", ctypes.c_uint32),
+        ("fd_array", ctypes.c_void_p),
+        ("func_info", ctypes.c_void_p),
+        ("func_info_cnt", ctypes.c_uint32),
+        ("func_info_rec_size", ctypes.c_uint32),
+        ("line_info", ctypes.c_void_p),
+        ("line_info_cnt", ctypes.c_uint32),
+        ("line_info_rec_size", ctypes.c_uint32),
+        ("log_level", ctypes.c_uint32),
+        ("log_size", ctypes.c_uint32),
+        ("log_buf", ctypes.c_void_p),
+    )
+
+
+def attach_tracing(kind: str, target: str, instructions: bytes) -> list[int]:
+    """Load bytecode and attach it to the tracepoint or kernel function `target`. `kind`: raw_tp, tp_btf, fentry or
+    fexit.
+
+    Returns the descriptors to close in order to detach and unload. Raises BackendUnavailable.
+    """
+    library = btf.library()
+    options = _LoadOptions(sz=ctypes.sizeof(_LoadOptions), expected_attach_type=_ATTACH_TYPES[kind])
+    module = 0
+    if kind == "tp_btf":
+        options.attach_btf_id = btf.tracepoint_id(target)
+    elif kind != "raw_tp":
+        options.attach_btf_id, module = btf.function_id(target)
+        options.attach_btf_obj_fd = module
+    try:
+        program = _load(library, _RAW_TRACEPOINT if kind == "raw_tp" else _TRACING, target, instructions, options)
+    finally:
+        if module:
+            os.close(module)
+    link = library.bpf_raw_tracepoint_open(target.encode() if kind == "raw_tp" else None, program)
+    if link < 0:
+        code = ctypes.get_errno()
+        os.close(program)
+        raise BackendUnavailable(f"{kind} {target} can't be attached: {_words(code)}")
+    return [link, program]
+
+
+def redirect_maps(instructions: bytes, descriptors: Mapping[int, int]) -> bytes:
+    """The bytecode, with each map descriptor in it that is a key of `descriptors` replaced by the value.
+
+    A map is loaded by a two-part instruction whose source register says that its immediate is a descriptor
+    (struct bpf_insn, BPF_PSEUDO_MAP_FD, include/uapi/linux/bpf.h).
+    """
+    changed = bytearray(instructions)
+    for start in range(0, len(changed), _INSTRUCTION_SIZE):
+        code, registers, _, immediate = _INSTRUCTION.unpack_from(changed, start)
+        if code == _LOAD_IMMEDIATE and registers >> 4 == _PSEUDO_MAP_FD and immediate in descriptors:
+            _INSTRUCTION.pack_into(changed, start, code, registers, 0, descriptors[immediate])
+    return bytes(changed)
+
+
+def try_tracing(kind: str, target: str) -> None:
+    """Load, attach and remove a program that does nothing: what a kernel allows, learnt in a millisecond. Raises
+    BackendUnavailable.
+    """
+    for descriptor in attach_tracing(kind, target, _TRIVIAL):
+        os.close(descriptor)
+
+
+def try_kprobe(function: str) -> None:
+    """Set and remove a kprobe at `function`, without a program. Raises BackendUnavailable."""
+    pmu = Path("/sys/bus/event_source/devices/kprobe/type")
+    try:
+        kind = int(pmu.read_text())
+    except (OSError, ValueError) as error:
+        raise BackendUnavailable(f"this kernel has no kprobes ({pmu}: {error})") from error
+    name = ctypes.create_string_buffer(function.encode())
+    attributes = _PerfEventAttributes(
+        type=kind, size=ctypes.sizeof(_PerfEventAttributes), function=ctypes.addressof(name)
+    )
+    descriptor = ctypes.CDLL(None, use_errno=True).syscall(
+        _PERF_EVENT_OPEN[os.uname().machine], ctypes.byref(attributes), -1, 0, -1, ctypes.c_ulong(_PERF_FLAG_FD_CLOEXEC)
+    )
+    if descriptor < 0:
+        raise BackendUnavailable(f"kprobe {function} can't be set: {_words(ctypes.get_errno())}")
+    os.close(descriptor)
+
+
+def has_socket_address_programs() -> bool:
+    """Whether any cgroup program is loaded that may rewrite the address passed to connect() or sendmsg()."""
+    library = btf.library()
+    number = ctypes.c_uint32(0)
+    while library.bpf_prog_get_next_id(number, ctypes.byref(number)) == 0:
+        descriptor = library.bpf_prog_get_fd_by_id(number)
+        if descriptor < 0:
+            continue
+        info, size = (ctypes.c_uint32 * 2)(), ctypes.c_uint32(8)
+        result = library.bpf_obj_get_info_by_fd(descriptor, ctypes.byref(info), ctypes.byref(size))
+        os.close(descriptor)
+        if result == 0 and info[0] == _CGROUP_SOCK_ADDR:  # struct bpf_prog_info begins with the type
+            return True
+    return False
+
+
+_PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}
+_PERF_FLAG_FD_CLOEXEC = 8
+
+
+class _PerfEventAttributes(ctypes.Structure):
+    """struct perf_event_attr (include/uapi/linux/perf_event.h), its first 112 bytes (PERF_ATTR_SIZE_VER5)."""
+
+    _fields_ = (
+        ("type", ctypes.c_uint32),
+        ("size", ctypes.c_uint32),
+        ("between", ctypes.c_uint8 * 48),
+        ("function", ctypes.c_uint64),  # config1: kprobe_func
+        ("rest", ctypes.c_uint8 * 48),
+    )
+
+
+def _load(library: ctypes.CDLL, kind: int, name: str, instructions: bytes, options: _LoadOptions) -> int:
+    count = len(instructions) // _INSTRUCTION_SIZE
+    arguments = (kind, name[:15].encode(), b"GPL", instructions, count)
+    descriptor = library.bpf_prog_load(*arguments, ctypes.byref(options))
+    if descriptor >= 0:
+        return int(descriptor)
+    code = ctypes.get_errno()
+    log = ctypes.create_string_buffer(_LOG_SIZE)
+    options.log_level, options.log_size, options.log_buf = 1, _LOG_SIZE, ctypes.addressof(log)
+    descriptor = library.bpf_prog_load(*arguments, ctypes.byref(options))
+    if descriptor >= 0:
+        return int(descriptor)
+    # The last line counts instructions; the one before it says what was wrong.
+    lines = log.value.decode(errors="replace").strip().splitlines()[-3:]
+    raise BackendUnavailable(": ".join([f"the kernel refuses the program for {name}", _words(code), *lines]))
+
+
+def _words(code: int) -> str:
+    """Name and words of an errno, such as "EPERM (Operation not permitted)"."""
+    return f"{errno.errorcode.get(code, code)} ({os.strerror(code)})"
