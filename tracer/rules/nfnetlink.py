@@ -1,0 +1,114 @@
+"""What nf_tables tells about itself by netlink: the generation of its rules, and the names of its tables.
+
+What belongs here: two questions, each answered in microseconds. What does not: rules, which nft and iptables-nft print.
+(`nft list tables` looks at every rule on the way: with 10,000 Services by iptables-nft it took 9 to 32 s, this 0.1 ms.)
+Source: Linux include/uapi/linux/netfilter/nf_tables.h; net/netfilter/nf_tables_api.c, nf_tables_getgen and
+nf_tables_dump_tables. All is about the network namespace of the calling thread.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+_NETLINK_NETFILTER = 12
+_SUBSYSTEM = 10 << 8  # NFNL_SUBSYS_NFTABLES
+_GET_TABLE = _SUBSYSTEM | 1
+_NEW_TABLE = _SUBSYSTEM | 0
+_NEW_GENERATION = _SUBSYSTEM | 15
+_GET_GENERATION = _SUBSYSTEM | 16
+_TABLE_NAME = 1  # NFTA_TABLE_NAME
+_GENERATION_ID = 1  # NFTA_GEN_ID
+_REQUEST, _DUMP = 0x1, 0x300
+_ERROR, _DONE = 2, 3
+_FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
+_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
+_FAMILY = struct.Struct("=BBH")  # struct nfgenmsg
+_ATTRIBUTE = struct.Struct("=HH")  # struct nlattr: length, type
+_SECONDS = 5.0
+
+UNTOUCHED = 1  # the generation of a namespace in which nobody ever changed a rule
+
+
+def generation() -> int | None:
+    """A number that grows with each change of nf_tables' rules, those of iptables-nft included.
+
+    None when nf_tables is not in this kernel, or a module not loaded: then it holds no rules, and asking would load it.
+    Raises OSError when the kernel refuses (PermissionError without CAP_NET_ADMIN).
+    """
+    if not _is_there():
+        return None
+    for kind, attributes in _ask(_GET_GENERATION, _REQUEST):
+        if kind == _NEW_GENERATION and _GENERATION_ID in attributes:
+            return int.from_bytes(attributes[_GENERATION_ID], "big")
+    return None
+
+
+def tables() -> list[tuple[str, str]]:
+    """The family (ip, ip6, inet, arp, bridge, netdev) and name of every table, in the kernel's order.
+
+    Empty when nf_tables is not there. Raises OSError when the kernel refuses.
+    """
+    if not _is_there():
+        return []
+    found = []
+    for kind, attributes in _ask(_GET_TABLE, _REQUEST | _DUMP):
+        if kind == _NEW_TABLE and _TABLE_NAME in attributes:
+            name = attributes[_TABLE_NAME].split(b"\0", 1)[0].decode(errors="replace")
+            found.append((_FAMILIES.get(attributes[0][0], "?"), name))
+    return found
+
+
+def _ask(kind: int, flags: int) -> Iterator[tuple[int, dict[int, bytes]]]:
+    """Each message of the answer: its type, and its attributes, with the family as number 0."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER) as netlink:
+        netlink.settimeout(_SECONDS)
+        body = _FAMILY.pack(socket.AF_UNSPEC, 0, 0)
+        netlink.sendto(_HEADER.pack(_HEADER.size + len(body), kind, flags, 0, 0) + body, (0, 0))
+        while True:
+            data = netlink.recv(1 << 17)
+            at = 0
+            while at + _HEADER.size <= len(data):
+                length, answer, _, _, _ = _HEADER.unpack_from(data, at)
+                if answer == _ERROR:
+                    number = -struct.unpack_from("=i", data, at + _HEADER.size)[0]
+                    raise OSError(number, os.strerror(number), "nf_tables")
+                if answer == _DONE or length < _HEADER.size:
+                    return
+                yield answer, _attributes(data[at + _HEADER.size : at + length])
+                if not flags & _DUMP:
+                    return
+                at += (length + 3) & ~3
+
+
+def _attributes(body: bytes) -> dict[int, bytes]:
+    found = {0: body[:1]}
+    at = _FAMILY.size
+    while at + _ATTRIBUTE.size <= len(body):
+        length, kind = _ATTRIBUTE.unpack_from(body, at)
+        if length < _ATTRIBUTE.size:
+            break
+        found[kind & 0x3FFF] = body[at + _ATTRIBUTE.size : at + length]
+        at += (length + 3) & ~3
+    return found
+
+
+def _is_there() -> bool:
+    """Whether nf_tables can be asked without the kernel loading it: the tracer changes nothing on the machine."""
+    try:
+        modules = Path("/proc/modules").read_text()
+    except FileNotFoundError:
+        return True  # a kernel without modules: asking can't load any
+    return "\nnf_tables " in "\n" + modules or _is_built_in()
+
+
+@functools.cache
+def _is_built_in() -> bool:
+    try:
+        return "/nf_tables.ko" in Path("/lib/modules", os.uname().release, "modules.builtin").read_text()
+    except OSError:
+        return False
