@@ -1,0 +1,199 @@
+"""The command k8snet-trace: options in, one library call, errors and exit codes out.
+
+What belongs here: commands, printing to standard error, exit codes. What does not: anything another program could use.
+Heavy imports wait until they are needed: what stands at the top of this file is paid for by every start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from tracer import __version__
+from tracer.errors import K8snetError, UsageError
+from tracer.options import TraceGroup, trace_options, wanted
+
+PROGRAM = "k8snet-trace"
+SHELLS = ("bash", "zsh", "fish")
+
+EXAMPLES = """\b
+Examples:
+  sudo k8snet-trace                                    every connection, one line each
+  sudo k8snet-trace --service fastapi/lets-ship-it     those to one Service
+  sudo k8snet-trace --failed -o json                   what did not get through, as JSON
+  sudo k8snet-trace --record night.jsonl --duration 60 record a minute
+  k8snet-trace --replay night.jsonl --pod 'web-*'      look at it later, without root
+  k8snet-trace doctor                                  what works on this machine, and what mends the rest
+  k8snet-trace completion bash > /etc/bash_completion.d/k8snet-trace
+"""
+
+
+@click.group(
+    cls=TraceGroup,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog=EXAMPLES,
+)
+@trace_options
+@click.version_option(__version__, prog_name=PROGRAM)
+@click.pass_context
+def cli(context: click.Context, /, **options: Any) -> None:
+    """Watch which pod a connection to a Service really reaches, and which rule chose it.
+
+    Without a COMMAND, traces live and changes nothing on the machine; SIGINT (Ctrl-C) ends it. A filter given several
+    times takes any of its values; different filters must all match; names may be shell patterns. Times are UTC.
+    """
+    if context.invoked_subcommand is not None:
+        _refuse_trace_options(context)
+    elif options["show_bpf"]:
+        _show_bpf(options["backend"])
+    else:
+        _trace(options)
+
+
+@cli.command()
+@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@click.option("--kubeconfig", type=click.Path(dir_okay=False), metavar="PATH", help="Kubernetes API to try.")
+def doctor(output: str, kubeconfig: str | None) -> int:
+    """Try everything that a trace needs."""
+    from tracer import doctor, terminal
+
+    results = doctor.examine(kubeconfig)
+    if output == "json":
+        click.echo(doctor.as_json(results))
+    else:
+        click.echo(doctor.as_table(results, width=terminal.size()[0], colour=terminal.coloured()))
+    return 0 if doctor.can_trace(results) else 3
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(SHELLS))
+def completion(shell: str) -> None:
+    """Print the completion script for a shell."""
+    from click.shell_completion import get_completion_class
+
+    found = get_completion_class(shell)
+    if found is None:
+        raise UsageError(f"no completion for {shell}")
+    click.echo(found(cli, {}, PROGRAM, f"_{PROGRAM.upper().replace('-', '_')}_COMPLETE").source())
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command and exit with the contract's code."""
+    try:
+        code = cli.main(arguments, prog_name=PROGRAM, standalone_mode=False)
+        if sys.stdout is not None:  # it may have been closed
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the interpreter's own last flush stays quiet
+        code = 0
+    except (click.Abort, KeyboardInterrupt):
+        code = 130
+    except Exception as error:
+        code = _report(error)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _trace(options: dict[str, Any]) -> None:
+    from tracer import recording, terminal
+    from tracer.stop import Stop
+    from tracer.tally import Tally
+
+    tally = Tally()
+    with Stop() as stop:
+        record = options["record"]
+        outputs = (options["output"], None if record is None else (recording.create(record), record), stop)
+        try:
+            sinks = terminal.sinks(*outputs)
+            (_live if options["replay"] is None else _replay)(options, sinks, tally, stop)
+        finally:
+            if tally.backend:
+                _say(tally.summary())
+
+
+def _live(options: dict[str, Any], sinks: Any, tally: Any, stop: Any) -> None:
+    from tracer.session import Settings, live
+    from tracer.trace import Limits
+
+    settings = Settings(
+        backend=options["backend"],
+        ring_buffer=options["ring_buffer"],
+        kubeconfig=options["kubeconfig"],
+        with_names=not options["no_names"],
+        ready_file=options["ready_file"],
+        limits=Limits(options["count"], options["duration"]),
+    )
+    live(settings, wanted(options), sinks, tally, stopped=stop, say=_say, on_ready=_greet)
+
+
+def _replay(options: dict[str, Any], sinks: Any, tally: Any, stop: Any) -> None:
+    from tracer.replay import replay
+    from tracer.session import write_ready_file
+
+    tally.backend = "replay"
+    if options["ready_file"] is not None:
+        write_ready_file(options["ready_file"])
+    limits = {"count": options["count"], "seconds": options["duration"]}
+    try:
+        replay(options["replay"], wanted(options), sinks, tally, **limits, stopped=stop)
+    finally:
+        skipped = tally.skipped()
+        if skipped is not None:
+            _say(f"note: {skipped}")
+
+
+def _greet(source: Any) -> None:
+    """Tell a person, not a log, that the hooks are attached."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        _say(f"tracing with the {source.backend} backend; Ctrl-C ends it")
+
+
+def _show_bpf(backend: str) -> None:
+    if backend == "conntrack":
+        raise UsageError("the conntrack backend loads no BPF", hint="choose fentry, kprobe or tracepoint")
+    from tracer.source.live import show
+
+    click.echo(show(backend))
+
+
+def _refuse_trace_options(context: click.Context) -> None:
+    for parameter in context.command.params:
+        if context.get_parameter_source(parameter.name or "") is click.core.ParameterSource.COMMANDLINE:
+            raise UsageError(
+                f"{parameter.opts[-1]} belongs to the live trace, not to {context.invoked_subcommand}",
+                hint=f"{PROGRAM} {context.invoked_subcommand} --help",
+            )
+
+
+def _say(text: str) -> None:
+    """One line on standard error; names in it may come from anywhere. A closed standard error is no reason to end."""
+    from tracer.escape import escape
+
+    with contextlib.suppress(OSError, AttributeError):
+        sys.stderr.write("\n".join(map(escape, text.split("\n"))) + "\n")
+        sys.stderr.flush()
+
+
+def _report(error: Exception) -> int:
+    """Show an error as the contract wants it; returns the exit code."""
+    if os.environ.get("K8SNET_DEBUG") == "1":
+        traceback.print_exception(error)
+    if isinstance(error, click.ClickException):
+        path = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else PROGRAM
+        message = " ".join(error.format_message().split())
+        error, code = K8snetError(message, hint=f"{path} --help"), error.exit_code
+    elif isinstance(error, K8snetError):
+        code = error.exit_code
+    else:
+        hint = "this is a defect of k8snet; K8SNET_DEBUG=1 shows where"
+        error, code = K8snetError(f"{type(error).__name__}: {error}", hint=hint), 1
+    _say(f"error: {error.message}")
+    if error.hint:
+        _say(f"hint: {error.hint}")
+    return code

@@ -1,0 +1,308 @@
+"""Live BPF: which programs make up each backend, reading their records, telling what was lost.
+
+What belongs here: the choice of backend, when to sweep the ring buffer, what only time tells of a record (nobody
+answered; it was reset at once), loss counters. What does not: compiling and attaching as such (`tracer.bpf`), offsets
+(`tracer.btf`), names and output.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from tracer import bpf, btf, libbpf, netns
+from tracer.bpf import Hook, Kind
+from tracer.conntrack import FlowTuple
+from tracer.errors import BackendUnavailable, K8snetError, NotRoot
+from tracer.events import AF_INET6, IPPROTO_UDP, OUTCOME_OFFSET, Flag, Outcome, Shape
+from tracer.source.resets import resets_applied
+from tracer.source.ringbuffer import Item, RingBuffer
+from tracer.source.translations import TRANSLATION, TUPLE, Translations
+
+DEFAULT_RING_BYTES = 4 << 20  # 32,768 records: 2.7 s of 12,000 connections a second
+SWEEP_SECONDS = 0.02
+# A resolver asks again after 5 s (resolv.conf(5), options timeout); two seconds of silence are worth a line.
+UDP_PATIENCE_NS = 2_000_000_000
+UPKEEP_SECONDS = 0.5
+# How long a connection that was established may still turn out to be reset before a byte came.
+RESET_SECONDS = 0.005
+
+BACKENDS = ("fentry", "kprobe", "tracepoint")
+_CORE = ("connections.c", "hooks_common.c")
+_FILES = {
+    "fentry": (*_CORE, "hooks_functions.c", "hooks_fentry.c"),
+    "kprobe": (*_CORE, "hooks_functions.c", "hooks_kprobe.c"),
+    "tracepoint": (*_CORE, "hooks_tracepoint.c"),
+}
+# What the tracepoint backend adds once a program is loaded that may rewrite addresses at the socket.
+_SYSCALL_FILES = ("connections.c", "hooks_syscall.c")
+_TRACEPOINTS = (
+    "kfree_skb",
+    "net_dev_queue",
+    "netif_receive_skb",
+    "tcp_receive_reset",
+    # Linux kernel commit e6a3e4434000 ("net: sock: add tracepoint for inet_sk_error_report") (in v5.14)
+    "inet_sk_error_report",
+    "inet_sock_set_state",
+)
+# Kernel functions probed by fentry and kprobe: at entry, and at return.
+_ENTRIES = ("__nf_conntrack_confirm", "inet_stream_connect", "inet_dgram_connect", "udp_sendmsg", "udpv6_sendmsg")
+_RETURNS = _ENTRIES[1:]
+_SIZES = {"MAX_REQUESTS": 65536, "MAX_TRANSLATED": 65536, "MAX_ASKED": 16384, "MAX_DATAGRAMS": 16384}
+STAGES = ("ring buffer", "request map", "translation map", "datagram map")  # enum lost_stage
+
+_SILENT = frozenset({Outcome.TIMEOUT, Outcome.UNREACHABLE, Outcome.SENT})
+_REQUEST = struct.Struct("=QQII16s16sHBxIHHI")  # struct request
+
+
+def _defines(ring_bytes: int, typed: bool) -> dict[str, int]:
+    defines = {**btf.offsets(), **_SIZES, "RING_BUFFER_PAGES": ring_bytes // mmap.PAGESIZE}
+    return {**defines, "TYPED_ARGUMENTS": 1} if typed else defines
+
+
+def _try(backend: str) -> None:
+    """Ask the kernel for one hook of `backend`, before the third of a second that compiling takes. Raises
+    BackendUnavailable.
+    """
+    if backend == "fentry":
+        libbpf.try_tracing("fentry", _ENTRIES[1])
+    elif backend == "kprobe":
+        libbpf.try_kprobe(_ENTRIES[1])
+
+
+def _has_typed_tracepoints() -> bool:
+    try:
+        libbpf.try_tracing("tp_btf", "net_dev_queue")
+    except BackendUnavailable:
+        # Linux kernel commit 9e15db66136a ("bpf: Implement accurate raw_tp context access via BTF") (in v5.5)
+        return False
+    return True
+
+
+def _hooks(backend: str, typed: bool) -> Iterator[Hook]:
+    """In the order to attach them: what opens a request comes last, or the first ones would lack their translation."""
+    kind = Kind.TYPED_TRACEPOINT if typed else Kind.RAW_TRACEPOINT
+    if backend != "tracepoint":
+        entry, leave = (Kind.FENTRY, Kind.FEXIT) if backend == "fentry" else (Kind.KPROBE, Kind.KRETPROBE)
+        for function in _RETURNS:
+            yield Hook(leave, function, f"leave_{function}")
+        for function in _ENTRIES:
+            yield Hook(entry, function, f"enter_{function.lstrip('_')}")
+    for tracepoint in _TRACEPOINTS:
+        yield Hook(kind, tracepoint, f"on_{tracepoint}")
+
+
+class LiveSource:
+    """A backend of BPF programs, attached; a `tracer.source.Source`.
+
+    Raises BackendUnavailable when this kernel can't run it, NotRoot, BpfCompileError.
+    """
+
+    def __init__(self, backend: str, *, ring_bytes: int = DEFAULT_RING_BYTES) -> None:
+        if os.geteuid() != 0:
+            raise NotRoot("loading BPF programs needs root", hint="sudo k8snet-trace")
+        self.backend = backend
+        _try(backend)
+        typed = _has_typed_tracepoints()
+        self._defines = _defines(ring_bytes, typed)
+        self._programs = bpf.Programs(_FILES[backend], self._defines)
+        self._syscall_programs: bpf.Programs | None = None
+        try:
+            self._clock = self._programs.map("since_boot", 4, 8)
+            self._set_clock()
+            for hook in _hooks(backend, typed):
+                self._programs.attach(hook)
+        except BaseException:
+            self._programs.close()
+            raise
+        self._watch_syscalls()
+        bpf.release_compiler_memory()
+        self._ring = RingBuffer(self._programs.map_fd("records"), ring_bytes)
+        self._lost = self._programs.map("lost", 4, 8, per_cpu=True)
+        self._unanswered = self._programs.map("datagram_requests", TUPLE.size, _REQUEST.size)
+        self._translations = Translations(self._programs.map("translations", TUPLE.size, TRANSLATION.size))
+        # Every namespace: on kind and in the miniature cluster each node is one.
+        seed = threading.Thread(target=lambda: self._translations.seed(netns.every().items()), name="seed", daemon=True)
+        seed.start()
+        self._next_upkeep = time.monotonic() + UPKEEP_SECONDS
+        self._held: tuple[list[Item], bytes] = [], b""
+        self._closed = False
+
+    def __enter__(self) -> LiveSource:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def read(self, timeout: float) -> Sequence[Item]:
+        """See Source.read: sweeps every SWEEP_SECONDS until there is something, or `timeout` seconds have passed."""
+        deadline = time.monotonic() + timeout
+        while True:
+            batch, outcomes = self._sweep()
+            now = time.monotonic()
+            if now >= self._next_upkeep:
+                self._next_upkeep = now + UPKEEP_SECONDS
+                self._set_clock()
+                self._watch_syscalls()
+                expired = self._expire_datagrams()
+                batch, outcomes = batch + expired, outcomes + bytes([Outcome.SENT]) * len(expired)
+            if batch:
+                return self._settled(batch, outcomes)
+            if now >= deadline:
+                return batch
+            time.sleep(min(SWEEP_SECONDS, max(0.0, deadline - now)))
+
+    def _sweep(self) -> tuple[list[Item], bytes]:
+        """What was kept back and what the ring buffer holds, in order of the outcomes, and these."""
+        held, held_outcomes = self._held
+        self._held = [], b""
+        swept, outcomes = self._ring.sweep()
+        return held + swept, held_outcomes + outcomes
+
+    def _settled(self, batch: list[Item], outcomes: bytes) -> list[Item]:
+        """The batch, once RESET_SECONDS have passed since its last outcome: a reset may follow an established one."""
+        young = RESET_SECONDS - (time.time_ns() - batch[-1][0] - max(0, batch[-1][1])) / 1e9
+        if 0 < young <= RESET_SECONDS:
+            time.sleep(young)
+        self._held = self._ring.sweep()
+        later, later_outcomes = self._held
+        if Outcome.RESET in outcomes or Outcome.RESET in later_outcomes:
+            batch = resets_applied(batch, batch + later)
+            kept = [pair for pair in zip(later, later_outcomes, strict=True) if pair[1] != Outcome.RESET]
+            self._held = [item for item, _ in kept], bytes(outcome for _, outcome in kept)
+        if not _SILENT.isdisjoint(outcomes):
+            batch = [self._completed(item) if item[3][OUTCOME_OFFSET] in _SILENT else item for item in batch]
+        return batch
+
+    def _set_clock(self) -> None:
+        """Tell the programs what time it is: the clock may be set, or drift, while a trace goes on."""
+        since_boot = time.time_ns() - time.monotonic_ns()
+        self._since_boot = since_boot
+        self._clock.set(struct.pack("=I", 0), struct.pack("=Q", since_boot))
+
+    @property
+    def sees_connect(self) -> bool:
+        """Whether connect() itself is watched, and not only what it leads to (KNOWN_ISSUES.md)."""
+        return self.backend != "tracepoint" or self._syscall_programs is not None
+
+    def losses(self) -> dict[str, int]:
+        """See Source.losses."""
+        counts = {}
+        for index, stage in enumerate(STAGES):
+            per_cpu = self._lost.get(struct.pack("=I", index)) or b""
+            counts[stage] = sum(count for (count,) in struct.iter_unpack("=Q", per_cpu))
+        return {stage: count for stage, count in counts.items() if count}
+
+    def close(self) -> None:
+        """See Source.close."""
+        if not self._closed:
+            self._closed = True
+            self._translations.close()
+            self._ring.close()
+            if self._syscall_programs:
+                self._syscall_programs.close()
+            self._programs.close()
+
+    def _watch_syscalls(self) -> None:
+        """Look at what processes pass to connect() once there is a program that could rewrite it.
+
+        Every system call of the machine then costs two small programs more: 7 % of the throughput of short connections.
+        """
+        if self.sees_connect or not libbpf.has_socket_address_programs():
+            return
+        untyped = {name: value for name, value in self._defines.items() if name != "TYPED_ARGUMENTS"}
+        self._syscall_programs = bpf.Programs(_SYSCALL_FILES, untyped, maps_of=self._programs)
+        for name in ("sys_enter", "sys_exit"):
+            self._syscall_programs.attach(Hook(Kind.RAW_TRACEPOINT, name, f"on_{name}"))
+
+    def _expire_datagrams(self) -> list[Item]:
+        """Records of the datagrams that nobody has answered for UDP_PATIENCE_NS."""
+        expired = []
+        oldest = time.monotonic_ns() - UDP_PATIENCE_NS
+        for key in list(self._unanswered):
+            value = self._unanswered.get(key)
+            # delete() decides who reports: the answer may come just now, and the kernel then submits the record.
+            if value is None or _REQUEST.unpack(value)[0] >= oldest or not self._unanswered.delete(key):
+                continue
+            # A doubtful datagram was itself an answer, unless somebody answers it.
+            if not _REQUEST.unpack(value)[-1]:
+                expired.append(self._unanswered_record(key, value))
+        return expired
+
+    def _unanswered_record(self, key: bytes, value: bytes) -> Item:
+        """What submit_connection in bpf/connections.c would have written, with outcome SENT."""
+        started, cgroup_id, pid, inode, comm, asked, asked_port, asked_family, *_ = _REQUEST.unpack(value)
+        source, destination, sport, dport, l3, _ = TUPLE.unpack(key)
+        went = self._translations.follow(key)
+        flags, nat_netns = went.flags, went.netns
+        family, port = 6 if l3 == AF_INET6 else 4, int.from_bytes(dport, "big")
+        if asked_family and any(asked) and (asked, asked_port) != (destination, port):
+            flags |= Flag.SOCKET
+            family, destination, port = asked_family, asked, asked_port
+        translated = flags & (Flag.DNAT | Flag.SOCKET)
+        backend, bport = (went.destination, went.port) if translated else (bytes(16), 0)
+        shape = Shape(
+            cgroup_id, pid, inode, nat_netns, family, IPPROTO_UDP, Outcome.SENT, flags, 0,
+            port, bport, source, destination, backend, comm,
+        )  # fmt: skip
+        return self._since_boot + started, -1, int.from_bytes(sport, "big"), shape.pack()
+
+    def _completed(self, item: Item) -> Item:
+        """A record of a request that nobody answered and no hook saw translated, with what conntrack knows of it."""
+        time_ns, latency_ns, sport, packed = item
+        shape = Shape.unpack(packed)
+        if shape.flags & (Flag.DNAT | Flag.SNAT):
+            return item
+        size = 16 if shape.family == 6 else 4
+        asked = (shape.backend, shape.bport) if shape.flags & Flag.SOCKET else (shape.destination, shape.dport)
+        flow = FlowTuple(shape.source[:size], sport, asked[0][:size], asked[1])
+        went = self._translations.ask(shape.protocol, flow)
+        if went is None:
+            return item
+        shape = shape._replace(flags=shape.flags | went.flags, nat_netns=went.netns)
+        if went.flags & Flag.DNAT:
+            shape = shape._replace(backend=went.destination, bport=went.port)
+        return time_ns, latency_ns, sport, shape.pack()
+
+
+def open_live(
+    backend: str = "auto", *, ring_bytes: int = DEFAULT_RING_BYTES, on_fallback: Callable[[str], None] | None = None
+) -> LiveSource:
+    """Attach `backend`, or with "auto" the first of BACKENDS that this kernel takes.
+
+    `on_fallback` hears why each better one was passed over. Raises BackendUnavailable with all the reasons when none
+    works.
+    """
+    if backend != "auto":
+        return LiveSource(backend, ring_bytes=ring_bytes)
+    reasons = []
+    for name in BACKENDS:
+        try:
+            return LiveSource(name, ring_bytes=ring_bytes)
+        except BackendUnavailable as error:
+            reasons.append(f"{name}: {error.message}")
+            if on_fallback:
+                on_fallback(reasons[-1])
+    raise BackendUnavailable(
+        "no BPF backend works on this kernel:\n" + "\n".join(reasons), hint="k8snet-trace --backend conntrack"
+    )
+
+
+def probe_backend(name: str) -> None:
+    """Compile, load, attach and remove a backend; raises what LiveSource raises."""
+    LiveSource(name, ring_bytes=16 * mmap.PAGESIZE).close()
+
+
+def show(backend: str) -> str:
+    """The C that `backend` would load on this machine; "auto" shows the best. Offsets that can't be had are left
+    out.
+    """
+    try:
+        defines = _defines(DEFAULT_RING_BYTES, True)
+    except K8snetError:
+        defines = dict(_SIZES)
+    return bpf.show(_FILES[BACKENDS[0] if backend == "auto" else backend], defines)
