@@ -1,0 +1,323 @@
+"""The command k8snet-lab: options in, one library call each, errors and exit codes out.
+
+What belongs here: commands, printing, exit codes. What does not: anything another program could use.
+Heavy imports wait until they are needed: what stands at the top of this file is paid for by every start.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from labs.cluster.options import CNIS, IP_FAMILIES, IPTABLES_VARIANTS, PROXY_MODES, ClusterOptions
+from tracer import __version__
+from tracer.errors import FormatError, K8snetError, UsageError
+
+PROGRAM = "k8snet-lab"
+SHELLS = ("bash", "zsh", "fish")
+DEFAULT_NAME = "k8snet"
+
+EXAMPLES = """\b
+Examples:
+  sudo k8snet-lab up                                       two nodes, DNS, a Service with three pods: one second
+  sudo k8snet-lab status                                   the map: who is where, with which address
+  sudo k8snet-lab exec default/client -- curl -s http://lets-ship-it.fastapi:8000/
+  sudo k8snet-lab exec node1 -- iptables-save -t nat       the rules that kube-proxy wrote
+  export KUBECONFIG=$(k8snet-lab kubeconfig)               then kubectl works as on any cluster
+  sudo k8snet-lab down                                     and nothing is left
+"""
+
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+@click.group(context_settings=_CONTEXT, epilog=EXAMPLES)
+@click.version_option(__version__, prog_name=PROGRAM)
+def cli() -> None:
+    """A Kubernetes cluster's network in miniature, on this machine, made of network namespaces.
+
+    Everything is inside: the machine's own network, rules and files stay as they are, and `down` (or killing the
+    supervisor) leaves nothing behind. Several clusters live side by side under different --names.
+    """
+
+
+def _complete_name(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    from labs.cluster.ledger import names
+
+    return [name for name in names() if name.startswith(incomplete)]
+
+
+def _complete_target(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    from labs.cluster import enter
+
+    try:
+        return [
+            name for name in enter.targets(context.params.get("name") or DEFAULT_NAME) if name.startswith(incomplete)
+        ]
+    except K8snetError:
+        return []
+
+
+_name = click.option(
+    "--name",
+    default=DEFAULT_NAME,
+    envvar="K8SNET_CLUSTER",
+    show_default=True,
+    show_envvar=True,
+    shell_complete=_complete_name,
+    help="Which cluster.",
+)
+_target = click.argument("target", metavar="NODE|NAMESPACE/POD", shell_complete=_complete_target)
+
+
+@cli.command(
+    epilog="""\b
+Examples:
+  sudo k8snet-lab up
+  sudo k8snet-lab up --nodes 3 --ip-family dual
+  sudo k8snet-lab up --name shop -f shop.yaml
+"""
+)
+@_name
+@click.option("--nodes", default=2, show_default=True, help="How many nodes; the first is the control plane.")
+@click.option(
+    "--proxy", type=click.Choice(PROXY_MODES), default="iptables", show_default=True, help="kube-proxy's mode."
+)
+@click.option("--cni", type=click.Choice(CNIS), default="routed", show_default=True, help="How pods reach other nodes.")
+@click.option("--ip-family", type=click.Choice(IP_FAMILIES), default="ipv4", show_default=True)
+@click.option(
+    "--iptables",
+    type=click.Choice(IPTABLES_VARIANTS),
+    default="default",
+    show_default=True,
+    help="Which iptables the nodes use; default: the one that this machine's `iptables` is.",
+)
+@click.option(
+    *("-f", "--filename", "filenames"),
+    type=click.Path(allow_dash=True),
+    multiple=True,
+    metavar="FILE",
+    help="Manifest to apply as well, YAML or JSON; - reads standard input. May be given several times.",
+)
+def up(name: str, filenames: tuple[str, ...], **options: Any) -> None:
+    """Start the cluster, and return when it is ready. Does nothing when it is up already."""
+    from labs.cluster import control, manifests
+
+    texts = tuple(_read(filename) for filename in filenames)
+    for filename, text in zip(filenames, texts, strict=True):
+        manifests.parse(text, filename)  # a typing error should be told with its line, and before anything starts
+    wanted = ClusterOptions(name=name, manifests=texts, **options)
+    with _Progress() as progress:
+        started = control.up(wanted, progress.show)
+    seconds = f" in {progress.seconds:.1f} s" if started else " already"
+    _say(f"cluster {name} is up{seconds}")
+    for note in control.status(name)["notes"]:
+        _say(f"note: {note}")
+
+
+@cli.command()
+@_name
+def down(name: str) -> None:
+    """End the cluster and wait until nothing of it is left. Does nothing when there is none."""
+    from labs.cluster import control
+
+    _say(f"cluster {name} is down" if control.down(name) else f"cluster {name} was not up")
+
+
+@cli.command()
+@_name
+@click.option("-o", "--output", type=click.Choice(["map", "json"]), default="map", show_default=True)
+def status(name: str, output: str) -> int:
+    """Draw the map: nodes, pods, addresses, Services, health. Exits with 1 when something is not ready."""
+    from labs.cluster import control
+
+    document = control.status(name)
+    if output == "json":
+        import json
+
+        click.echo(json.dumps(document, indent=2))
+    else:
+        from rich.console import Console
+
+        from labs.cluster.statusmap import draw
+
+        Console().print(draw(document))
+    return 1 if document["unready"] else 0
+
+
+@cli.command()
+@_name
+def kubeconfig(name: str) -> None:
+    """Print the path of the cluster's kubeconfig: export KUBECONFIG=$(k8snet-lab kubeconfig)."""
+    from labs.cluster import control
+
+    click.echo(control.kubeconfig(name))
+
+
+@cli.command(
+    "exec",
+    context_settings={"ignore_unknown_options": True},
+    epilog="""\b
+Examples:
+  sudo k8snet-lab exec default/client -- dig +short lets-ship-it.fastapi.svc.cluster.local
+  sudo k8snet-lab exec node2 -- ip route
+  echo hello | sudo k8snet-lab exec default/client -- nc 10.96.100.50 8000
+""",
+)
+@_name
+@_target
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def exec_(name: str, target: str, command: tuple[str, ...]) -> int:
+    """Run a command on a node or in a pod.
+
+    Standard input, output and error, the terminal, signals and the exit status are passed through; a command that
+    ended by signal N gives 128 + N.
+    """
+    from labs.cluster import enter
+
+    return enter.run(enter.find(name, target), command)
+
+
+@cli.command()
+@_name
+@_target
+def shell(name: str, target: str) -> int:
+    """Open a shell on a node or in a pod."""
+    from labs.cluster import enter
+
+    return enter.run(enter.find(name, target), [enter.find_shell()])
+
+
+@cli.group()
+def proxy() -> None:
+    """Look at what kube-proxy does."""
+
+
+@proxy.command()
+@click.option("--mode", type=click.Choice(["iptables", "nftables"]), default="iptables", show_default=True)
+@click.option("--family", type=click.Choice(["4", "6"]), default="4", show_default=True, help="IP family.")
+@click.option("--node", default="node1", show_default=True, help="The node that the proxy runs on.")
+@click.option(
+    *("-f", "--filename"),
+    required=True,
+    type=click.Path(dir_okay=False),
+    help="Services, EndpointSlices, Nodes: JSON or YAML.",
+)
+def render(mode: str, family: str, node: str, filename: str) -> None:
+    """Print the rules that kube-proxy would load for some objects. Needs no cluster and no root.
+
+    iptables: input for iptables-restore, all tables; nftables: a script for nft.
+    """
+    from labs.cluster.proxy import iptables, nftables, objects
+
+    plan = ClusterOptions(ip_family="dual").plan
+    renderer = iptables.render if mode == "iptables" else nftables.render
+    text = renderer(objects.load(filename), node_name=node, family=int(family), cluster_cidrs=plan.pod_networks)
+    click.echo(text, nl=False)
+
+
+@cli.command()
+@click.argument("shell_name", metavar="|".join(SHELLS), type=click.Choice(SHELLS))
+def completion(shell_name: str) -> None:
+    """Print the completion script for a shell."""
+    from click.shell_completion import get_completion_class
+
+    found = get_completion_class(shell_name)
+    if found is None:
+        raise UsageError(f"no completion for {shell_name}")
+    click.echo(found(cli, {}, PROGRAM, f"_{PROGRAM.upper().replace('-', '_')}_COMPLETE").source())
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command and exit with the contract's code."""
+    try:
+        code = cli.main(arguments, prog_name=PROGRAM, standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the interpreter's own last flush stays quiet
+        code = 0
+    except (click.Abort, KeyboardInterrupt):
+        code = 130
+    except Exception as error:
+        code = _report(error)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+class _Progress:
+    """What `up` is doing, on standard error: one line that changes on a terminal, else nothing."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._status: Any = None
+
+    def __enter__(self) -> _Progress:
+        import time
+
+        self._began = time.monotonic()
+        if sys.stderr.isatty():
+            from rich.console import Console
+
+            self._status = Console(stderr=True).status("starting")
+            self._status.start()
+        return self
+
+    def show(self, what: str) -> None:
+        if self._status is not None:
+            self._status.update(what)
+
+    def __exit__(self, *_: object) -> None:
+        import time
+
+        self.seconds = time.monotonic() - self._began
+        if self._status is not None:
+            self._status.stop()
+
+
+def _read(filename: str) -> str:
+    try:
+        if filename == "-":
+            return sys.stdin.read()
+        return Path(filename).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise FormatError(f"{filename}: {reason}") from error
+
+
+def _say(text: str) -> None:
+    """One line on standard error; names in it may come from anywhere. A closed standard error is no reason to end."""
+    from tracer.escape import escape
+
+    try:
+        sys.stderr.write("\n".join(map(escape, text.split("\n"))) + "\n")
+        sys.stderr.flush()
+    except OSError:
+        pass
+
+
+def _report(error: Exception) -> int:
+    """Show an error as the contract wants it; returns the exit code."""
+    if os.environ.get("K8SNET_DEBUG") == "1":
+        traceback.print_exception(error)
+        _say(getattr(error, "log", ""))
+    if isinstance(error, click.ClickException):
+        path = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else PROGRAM
+        message = " ".join(error.format_message().split())
+        error, code = K8snetError(message, hint=f"{path} --help"), error.exit_code
+    elif isinstance(error, K8snetError):
+        code = error.exit_code
+    else:
+        hint = "this is a defect of k8snet; K8SNET_DEBUG=1 shows where"
+        error, code = K8snetError(f"{type(error).__name__}: {error}", hint=hint), 1
+    _say(f"error: {error.message}")
+    if error.hint:
+        _say(f"hint: {error.hint}")
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""What the API says of itself: its version, groups, and kinds.
+
+Stands for /version, /api, /apis (k8s.io/apiserver/pkg/endpoints/discovery). Left out: the aggregated form, which
+clients do without, and OpenAPI.
+"""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+from labs.cluster.resources import ALL, Resource
+
+GIT_VERSION = "v1.30.5"  # the version whose behaviour this cluster follows
+READ_VERBS = ["get", "list", "watch"]
+
+
+def version() -> dict[str, str]:
+    """/version. `gitVersion` says which Kubernetes this stands for; `platform` tells that it is not the real one."""
+    major, minor, _ = GIT_VERSION.removeprefix("v").split(".")
+    machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+    return {
+        "major": major,
+        "minor": minor,
+        "gitVersion": f"{GIT_VERSION}+k8snet",
+        "gitCommit": "",
+        "gitTreeState": "clean",
+        "buildDate": "1970-01-01T00:00:00Z",
+        "goVersion": "none",
+        "compiler": "none",
+        "platform": f"linux/{machine}",
+    }
+
+
+def document(path: str, server: str) -> dict[str, Any] | None:
+    """The discovery document at `path`, or None. `server`: host and port under which clients reach us."""
+    if path == "/api":
+        addresses = [{"clientCIDR": "0.0.0.0/0", "serverAddress": server}]
+        return {"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": addresses}
+    if path == "/apis":
+        return {"kind": "APIGroupList", "apiVersion": "v1", "groups": [_group(name) for name in _groups()]}
+    name = path.removeprefix("/apis/")
+    if name in _groups():
+        return {"kind": "APIGroup", "apiVersion": "v1", **_group(name)}
+    kinds = [resource for resource in ALL if resource.prefix == path]
+    if kinds:
+        return {
+            "kind": "APIResourceList",
+            "apiVersion": "v1",
+            "groupVersion": kinds[0].api_version,
+            "resources": [_resource(kind) for kind in kinds],
+        }
+    return None
+
+
+def _groups() -> list[str]:
+    return sorted({resource.group for resource in ALL if resource.group})
+
+
+def _group(name: str) -> dict[str, Any]:
+    versions = sorted({resource.version for resource in ALL if resource.group == name})
+    entries = [{"groupVersion": f"{name}/{version}", "version": version} for version in versions]
+    return {"name": name, "versions": entries, "preferredVersion": entries[0]}
+
+
+def _resource(resource: Resource) -> dict[str, Any]:
+    return {
+        "name": resource.plural,
+        "singularName": resource.singular,
+        "namespaced": resource.namespaced,
+        "kind": resource.kind,
+        "verbs": READ_VERBS,
+        **({"shortNames": list(resource.short)} if resource.short else {}),
+        **({"categories": list(resource.categories)} if resource.categories else {}),
+    }

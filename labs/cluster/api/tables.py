@@ -1,0 +1,274 @@
+"""The columns of `kubectl get`: the server turns objects into tables, kubectl only prints them.
+
+Stands for k8s.io/kubernetes/pkg/printers/internalversion/printers.go: the same columns in the same order, those of `-o
+wide` with priority 1. A kind that is not here gets Name and Created At, as custom resources do.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable
+from typing import Any
+
+from labs.cluster.resources import Object, Resource
+
+Cells = list[Any]
+NONE = "<none>"
+
+
+def table(resource: Resource, items: list[Object], version: str, include: str = "Metadata") -> dict[str, Any]:
+    """A Table of objects. `include`: what each row carries of its object: Metadata, Object or None."""
+    columns, cells = _TABLES.get(resource.kind, (_DEFAULT_COLUMNS, _default))
+    return {
+        "kind": "Table",
+        "apiVersion": "meta.k8s.io/v1",
+        "metadata": {"resourceVersion": version},
+        "columnDefinitions": [_definition(column) for column in columns],
+        "rows": [{"cells": cells(item), "object": _carried(item, include)} for item in items],
+    }
+
+
+def _definition(column: str) -> dict[str, Any]:
+    """A column from its short form: "Name", "IP+" (wide only), "Restarts#" (a number)."""
+    wide, number = column.endswith("+"), column.endswith("#")
+    name = column.rstrip("+#")
+    return {
+        "name": name,
+        "type": "integer" if number else "string",
+        "format": "name" if name == "Name" else "",
+        "description": "",
+        "priority": 1 if wide else 0,
+    }
+
+
+def _carried(item: Object, include: str) -> Any:
+    if include == "None":
+        return None
+    if include == "Object":
+        return item
+    return {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": item["metadata"]}
+
+
+def age(item: Object, now: datetime.datetime | None = None) -> str:
+    """How old an object is, as kubectl writes it (k8s.io/apimachinery/pkg/util/duration, HumanDuration)."""
+    created = datetime.datetime.fromisoformat(item["metadata"]["creationTimestamp"])
+    return human_duration(int(((now or datetime.datetime.now(datetime.UTC)) - created).total_seconds()))
+
+
+def human_duration(seconds: int) -> str:
+    """Two units at most, fewer the longer it is."""
+    if seconds < 0:
+        return "0s"
+    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
+    if seconds < 120:
+        return f"{seconds}s"
+    if minutes < 10:
+        return _two(minutes, "m", seconds % 60, "s")
+    if minutes < 180:
+        return f"{minutes}m"
+    if hours < 8:
+        return _two(hours, "h", minutes % 60, "m")
+    if hours < 48:
+        return f"{hours}h"
+    if days < 8:
+        return _two(days, "d", hours % 24, "h")
+    if days < 365 * 2:
+        return f"{days}d"
+    if days < 365 * 8:
+        return _two(days // 365, "y", days % 365, "d")
+    return f"{days // 365}y"
+
+
+def _two(large: int, unit: str, small: int, small_unit: str) -> str:
+    return f"{large}{unit}{small}{small_unit}" if small else f"{large}{unit}"
+
+
+def _pairs(labels: Object | None) -> str:
+    return ",".join(f"{key}={value}" for key, value in sorted((labels or {}).items())) or NONE
+
+
+def _default(item: Object) -> Cells:
+    return [item["metadata"]["name"], item["metadata"]["creationTimestamp"]]
+
+
+def _pod(pod: Object) -> Cells:
+    status, spec = pod.get("status") or {}, pod["spec"]
+    states = status.get("containerStatuses") or []
+    ready = sum(1 for state in states if state["ready"])
+    restarts = sum(state["restartCount"] for state in states)
+    word = status.get("reason") or status.get("phase", "Unknown")
+    for state in states:
+        waiting, ended = state["state"].get("waiting"), state["state"].get("terminated")
+        if waiting and waiting.get("reason"):
+            word = waiting["reason"]
+        elif ended:
+            word = ended.get("reason") or f"ExitCode:{ended['exitCode']}"
+    if "deletionTimestamp" in pod["metadata"]:
+        word = "Terminating"
+    return [
+        pod["metadata"]["name"],
+        f"{ready}/{len(spec['containers'])}",
+        word,
+        restarts,
+        age(pod),
+        status.get("podIP") or NONE,
+        spec.get("nodeName") or NONE,
+        status.get("nominatedNodeName") or NONE,
+        NONE,
+    ]
+
+
+def _service(service: Object) -> Cells:
+    spec = service["spec"]
+    return [
+        service["metadata"]["name"],
+        spec["type"],
+        spec.get("clusterIP") or NONE,
+        _external_ip(service),
+        ",".join(_service_port(port) for port in spec.get("ports") or ()) or NONE,
+        age(service),
+        _pairs(spec.get("selector")),
+    ]
+
+
+def _external_ip(service: Object) -> str:
+    spec = service["spec"]
+    ingress = ((service.get("status") or {}).get("loadBalancer") or {}).get("ingress") or ()
+    balanced = [entry.get("ip") or entry.get("hostname") for entry in ingress]
+    external = [*(balanced if spec["type"] == "LoadBalancer" else ()), *(spec.get("externalIPs") or ())]
+    if spec["type"] == "ExternalName":
+        return str(spec["externalName"])
+    if not external:
+        return "<pending>" if spec["type"] == "LoadBalancer" else NONE
+    return ",".join(external)
+
+
+def _service_port(port: Object) -> str:
+    node = f":{port['nodePort']}" if port.get("nodePort") else ""
+    return f"{port['port']}{node}/{port['protocol']}"
+
+
+def _node(node: Object) -> Cells:
+    status = node["status"]
+    conditions = {entry["type"]: entry["status"] for entry in status.get("conditions") or ()}
+    word = "Ready" if conditions.get("Ready") == "True" else "NotReady"
+    if node["spec"].get("unschedulable"):
+        word += ",SchedulingDisabled"
+    prefix = "node-role.kubernetes.io/"
+    roles = sorted(key.removeprefix(prefix) for key in node["metadata"].get("labels") or {} if key.startswith(prefix))
+    info = status.get("nodeInfo") or {}
+    addresses = dict.fromkeys(("InternalIP", "ExternalIP"), NONE)
+    for entry in reversed(status.get("addresses") or ()):
+        addresses[entry["type"]] = entry["address"]
+    return [
+        node["metadata"]["name"],
+        word,
+        ",".join(roles) or NONE,
+        age(node),
+        info.get("kubeletVersion", ""),
+        addresses["InternalIP"],
+        addresses["ExternalIP"],
+        info.get("osImage", "<unknown>"),
+        info.get("kernelVersion", "<unknown>"),
+        info.get("containerRuntimeVersion", "<unknown>"),
+    ]
+
+
+def _namespace(namespace: Object) -> Cells:
+    return [namespace["metadata"]["name"], namespace["status"]["phase"], age(namespace)]
+
+
+def _endpointslice(item: Object) -> Cells:
+    ports = _some([str(port["port"]) for port in item.get("ports") or ()])
+    addresses = [ip for endpoint in item.get("endpoints") or () for ip in endpoint["addresses"]]
+    unset = "<unset>"
+    return [item["metadata"]["name"], item["addressType"], ports or unset, _some(addresses) or unset, age(item)]
+
+
+def _some(texts: list[str]) -> str:
+    """The first three, and how many there are beyond them."""
+    more = f" + {len(texts) - 3} more..." if len(texts) > 3 else ""
+    return ",".join(texts[:3]) + more
+
+
+def _containers(item: Object) -> Cells:
+    containers = item["spec"]["template"]["spec"]["containers"]
+    return [",".join(entry["name"] for entry in containers), ",".join(entry["image"] for entry in containers)]
+
+
+def _selector(item: Object) -> str:
+    return _pairs(item["spec"]["selector"].get("matchLabels"))
+
+
+def _deployment(item: Object) -> Cells:
+    status, wanted = item.get("status") or {}, item["spec"]["replicas"]
+    return [
+        item["metadata"]["name"],
+        f"{status.get('readyReplicas', 0)}/{wanted}",
+        status.get("updatedReplicas", 0),
+        status.get("availableReplicas", 0),
+        age(item),
+        *_containers(item),
+        _selector(item),
+    ]
+
+
+def _replicaset(item: Object) -> Cells:
+    status, wanted = item.get("status") or {}, item["spec"]["replicas"]
+    return [
+        item["metadata"]["name"],
+        wanted,
+        status.get("replicas", 0),
+        status.get("readyReplicas", 0),
+        age(item),
+        *_containers(item),
+        _selector(item),
+    ]
+
+
+def _daemonset(item: Object) -> Cells:
+    status = item.get("status") or {}
+    counts = (
+        "desiredNumberScheduled",
+        "currentNumberScheduled",
+        "numberReady",
+        "updatedNumberScheduled",
+        "numberAvailable",
+    )
+    return [
+        item["metadata"]["name"],
+        *(status.get(count, 0) for count in counts),
+        _pairs(item["spec"]["template"]["spec"].get("nodeSelector")),
+        age(item),
+        *_containers(item),
+        _selector(item),
+    ]
+
+
+_DEFAULT_COLUMNS = ("Name", "Created At")
+_TEMPLATE_COLUMNS = ("Containers+", "Images+", "Selector+")
+_TABLES: dict[str, tuple[tuple[str, ...], Callable[[Object], Cells]]] = {
+    "Pod": (
+        ("Name", "Ready", "Status", "Restarts", "Age", "IP+", "Node+", "Nominated Node+", "Readiness Gates+"),
+        _pod,
+    ),
+    "Service": (("Name", "Type", "Cluster-IP", "External-IP", "Port(s)", "Age", "Selector+"), _service),
+    "Node": (
+        (
+            *("Name", "Status", "Roles", "Age", "Version"),
+            *("Internal-IP+", "External-IP+", "OS-Image+", "Kernel-Version+", "Container-Runtime+"),
+        ),
+        _node,
+    ),
+    "Namespace": (("Name", "Status", "Age"), _namespace),
+    "EndpointSlice": (("Name", "AddressType", "Ports", "Endpoints", "Age"), _endpointslice),
+    "Deployment": (("Name", "Ready", "Up-to-date", "Available", "Age", *_TEMPLATE_COLUMNS), _deployment),
+    "ReplicaSet": (("Name", "Desired#", "Current#", "Ready#", "Age", *_TEMPLATE_COLUMNS), _replicaset),
+    "DaemonSet": (
+        (
+            *("Name", "Desired#", "Current#", "Ready#", "Up-to-date#", "Available#", "Node Selector", "Age"),
+            *_TEMPLATE_COLUMNS,
+        ),
+        _daemonset,
+    ),
+}

@@ -1,0 +1,131 @@
+"""What the commands `status`, `exec` and a second `up` ask a running cluster, over a socket in its state directory.
+
+One JSON object in a line asks, one answers. It stands for nothing in Kubernetes: it tells what the API does not, such
+as process ids.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from labs.cluster.kubelet import RunningPod
+from labs.cluster.resources import ENDPOINTSLICES, SERVICES, Object
+from labs.cluster.world import Node, World, node_environment
+
+
+async def start(world: World, path: Path) -> asyncio.Server:
+    """Answer on a Unix socket at `path`, which only root may use."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while line := await reader.readline():
+                request = json.loads(line)
+                writer.write(json.dumps(_answer(world, request)).encode() + b"\n")
+                await writer.drain()
+        except (OSError, ValueError):
+            pass
+        finally:
+            writer.close()
+
+    draft = path.with_suffix(".new")
+    server = await asyncio.start_unix_server(serve, draft)
+    draft.chmod(0o600)
+    draft.replace(path)
+    return server
+
+
+def _answer(world: World, request: dict[str, Any]) -> dict[str, Any]:
+    if request.get("ask") == "ready":
+        return {"ready": world.ready, "nodes": len(world.nodes)}
+    return describe(world)
+
+
+def describe(world: World) -> dict[str, Any]:
+    """Everything about the cluster. Process ids are those of the supervisor's pid namespace."""
+    options = world.options
+    return {
+        "name": options.name,
+        "ready": world.ready,
+        "options": {
+            "nodes": options.nodes,
+            "proxy": options.proxy,
+            "cni": options.cni,
+            "ip_family": options.ip_family,
+            "iptables": options.iptables,
+        },
+        "kubeconfig": str(world.ledger.directory / "kubeconfig"),
+        "cgroup": world.ledger.cgroup,
+        "notes": world.ledger.notes,
+        "unready": [reason.text for reason in world.unready()] if world.ready else ["starting"],
+        "nodes": [_node(node) for node in world.nodes],
+        "pods": [entry for node in world.nodes for pod in node.kubelet.pods.values() for entry in _pod(node, pod)],
+        "services": [_service(world, service) for service in world.store.list(SERVICES)],
+    }
+
+
+def _node(node: Node) -> dict[str, Any]:
+    return {
+        "name": node.facts.name,
+        "addresses": list(node.facts.addresses),
+        "pod_cidrs": node.kubelet.pod_cidrs,
+        "pid": node.started.pid,
+        "netns": os.fstat(node.netns).st_ino,
+        "cgroup": None if node.facts.cgroup is None else f"{node.facts.cgroup}/init.scope",
+        "env": node_environment(node.facts.name),
+    }
+
+
+def _pod(node: Node, running: RunningPod) -> list[dict[str, Any]]:
+    metadata = running.pod["metadata"]
+    container = running.containers[0] if running.containers else None
+    netns = node.netns if running.netns is None else running.netns
+    return [
+        {
+            "namespace": metadata["namespace"],
+            "name": metadata["name"],
+            "uid": metadata["uid"],
+            "node": node.facts.name,
+            "host_network": bool(running.pod["spec"].get("hostNetwork")),
+            "addresses": list(running.addresses),
+            "netns": os.fstat(netns).st_ino,
+            "ready": bool(running.containers) and all(entry.ready for entry in running.containers),
+            "restarts": sum(entry.restarts for entry in running.containers),
+            "image": running.pod["spec"]["containers"][0]["image"],
+            "pid": container.started.pid if container and container.started else None,
+            "cgroup": container.cgroup if container else None,
+            "container_id": container.id if container else None,
+            "env": container.env if container else {},
+        }
+    ]
+
+
+def _service(world: World, service: Object) -> dict[str, Any]:
+    metadata, spec = service["metadata"], service["spec"]
+    endpoints = []
+    for item in world.store.list(ENDPOINTSLICES, metadata["namespace"]):
+        if (item["metadata"].get("labels") or {}).get("kubernetes.io/service-name") == metadata["name"]:
+            for endpoint in item["endpoints"]:
+                pod = (endpoint.get("targetRef") or {}).get("name")
+                entry = {"addresses": endpoint["addresses"], "pod": pod, "ready": bool(endpoint["conditions"]["ready"])}
+                endpoints.append(entry)
+    return {
+        "namespace": metadata["namespace"],
+        "name": metadata["name"],
+        "type": spec["type"],
+        "cluster_ips": spec.get("clusterIPs") or [],
+        "ports": [
+            {
+                "name": port.get("name"),
+                "protocol": port["protocol"],
+                "port": port["port"],
+                "target_port": port["targetPort"],
+                "node_port": port.get("nodePort"),
+            }
+            for port in spec.get("ports") or ()
+        ],
+        "endpoints": endpoints,
+    }

@@ -1,0 +1,51 @@
+"""The loop that every controller runs: something changed, so look at everything and make it right.
+
+Stands for client-go's informers and work queues. A controller here is level-triggered in the plainest way: a change of
+any watched kind calls `reconcile`, which compares what should be with what is and writes the difference; changes that
+come while it runs are one more run. Left out: a work queue by object, which only pays with many thousands of objects.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterable
+
+from labs.cluster.resources import Resource
+from labs.cluster.store import AlreadyExists, Conflict, Expired, NotFound, Store
+
+RETRY_SECONDS = 0.2
+
+log = logging.getLogger(__name__)
+
+
+async def run_controller(store: Store, resources: Iterable[Resource], reconcile: Callable[[], None]) -> None:
+    """Call `reconcile` now, and again after each change of one of `resources`, for ever.
+
+    A write that lost a race (Conflict, NotFound, AlreadyExists) is no error: the change that won calls for another run.
+    """
+    changed = asyncio.Event()
+    changed.set()
+    async with asyncio.TaskGroup() as group:
+        for resource in resources:
+            group.create_task(_raise_flag(store, resource, changed))
+        while True:
+            await changed.wait()
+            changed.clear()
+            try:
+                reconcile()
+            except (Conflict, NotFound, AlreadyExists) as error:
+                log.info("%s: %s, once more", reconcile.__qualname__, error)
+                changed.set()
+                await asyncio.sleep(RETRY_SECONDS)
+            # Writes of this run have raised the flag again; whoever else is ready goes first.
+            await asyncio.sleep(0)
+
+
+async def _raise_flag(store: Store, resource: Resource, changed: asyncio.Event) -> None:
+    while True:
+        with contextlib.suppress(Expired), store.watch(resource) as watch:
+            changed.set()
+            async for _ in watch:
+                changed.set()

@@ -1,0 +1,14 @@
+"""A node's first process: the container runtime of its pods. Stands for systemd and containerd in kind's node image."""
+
+from __future__ import annotations
+
+import socket
+
+from labs.cluster.runtime import EXTRA_FD, Container, serve
+
+
+def main(container: Container) -> None:
+    """Serve the kubelet, over the socket that came with the container."""
+    with socket.socket(fileno=EXTRA_FD) as connection:
+        container.ready()
+        serve(connection)

@@ -1,0 +1,368 @@
+"""The kubelet: makes the pods that are bound to its node run, and says how they are.
+
+Stands for cmd/kubelet, with one coroutine for each pod where the real one has pod workers. For each pod: a sandbox
+(network namespace), its cable (`labs.cluster.network`), its containers (`labs.cluster.runtime`), its status; containers
+that end are started again as restartPolicy says, with the back-off that shows as CrashLoopBackOff. A container counts
+as started, and its pod as ready, once its program says that it serves, or its ports listen. Left out: probes, init
+containers, Events, eviction, resources.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from labs.cluster.certificates import TokenIssuer
+from labs.cluster.images import UnknownImage
+from labs.cluster.network import Attachment, NetlinkThread, NodeNetwork
+from labs.cluster.podspec import NodeFacts, container_spec, pod_cgroup
+from labs.cluster.resources import PODS, Object, key_of
+from labs.cluster.runtime import Runtime, Started
+from labs.cluster.store import DELETED, Expired, NotFound, Store, now
+from tracer.errors import K8snetError
+
+RESTART_BASE_SECONDS = 10.0  # MaxContainerBackOff and its base (pkg/kubelet/kubelet.go)
+RESTART_MAX_SECONDS = 300.0
+RETRY_SECONDS = 1.0
+LAST_WORDS_SECONDS = 0.2
+LOG_ROOT = Path("/run/log/pods")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class RunningContainer:
+    """One container of a pod, over all its restarts. `said`: the newest word of each kind that its program told us."""
+
+    name: str
+    image: str
+    id: str = ""
+    started: Started | None = None
+    cgroup: str | None = None
+    env: dict[str, str] = field(default_factory=dict)
+    ready: bool = False
+    restarts: int = 0
+    state: Object = field(default_factory=lambda: {"waiting": {"reason": "ContainerCreating"}})
+    last_state: Object = field(default_factory=dict)
+    said: dict[str, str] = field(default_factory=dict)
+
+    def status(self) -> Object:
+        """The ContainerStatus of the API."""
+        return {
+            "name": self.name,
+            "image": self.image,
+            "imageID": "",
+            "containerID": f"k8snet://{self.id}" if self.id else "",
+            "ready": self.ready,
+            "started": "running" in self.state,
+            "restartCount": self.restarts,
+            "state": self.state,
+            "lastState": self.last_state,
+        }
+
+
+@dataclass(slots=True)
+class RunningPod:
+    """What the kubelet holds for one pod. `netns`: descriptor of its network namespace, None on the node's network."""
+
+    pod: Object
+    netns: int | None = None
+    sandbox: str | None = None
+    attachment: Attachment | None = None
+    addresses: tuple[str, ...] = ()
+    containers: list[RunningContainer] = field(default_factory=list)
+    start_time: str = ""
+
+
+class Kubelet:
+    """Runs the pods of one node."""
+
+    def __init__(
+        self,
+        node: NodeFacts,
+        store: Store,
+        runtime: Runtime,
+        netlink: NetlinkThread,
+        network: NodeNetwork,
+        tokens: TokenIssuer,
+        authority: str,
+    ) -> None:
+        self.node = node
+        self.pods: dict[tuple[str, str], RunningPod] = {}
+        self._store = store
+        self._runtime = runtime
+        self._netlink = netlink
+        self._network = network
+        self._tokens = tokens
+        self._authority = authority
+        self._workers: dict[str, asyncio.Task[None]] = {}
+
+    @property
+    def pod_cidrs(self) -> list[str]:
+        """The networks of this node's pods."""
+        return self._network.cidrs
+
+    async def run(self) -> None:
+        """Follow the pods of this node for ever."""
+        while True:
+            with contextlib.suppress(Expired), self._store.watch(PODS) as watch:
+                for pod in self._store.list(PODS):
+                    self._consider(pod)
+                async for change in watch:
+                    if change.kind == DELETED:
+                        self._stop(change.item)
+                    else:
+                        self._consider(change.item)
+
+    async def stop(self) -> None:
+        """Take all pods of this node apart; they stay in the store."""
+        workers = list(self._workers.values())
+        self._workers.clear()
+        for worker in workers:
+            worker.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+
+    def _consider(self, pod: Object) -> None:
+        """Start a worker for a pod of ours that has none."""
+        uid = pod["metadata"]["uid"]
+        if pod["spec"].get("nodeName") != self.node.name or uid in self._workers:
+            return
+        # One that just went may have had the same name: it has to be gone first.
+        self._workers[uid] = asyncio.create_task(self._work(pod), name=f"pod {'/'.join(key_of(pod))}")
+
+    def _stop(self, pod: Object) -> None:
+        worker = self._workers.pop(pod["metadata"]["uid"], None)
+        if worker is not None:
+            worker.cancel()
+
+    async def _work(self, pod: Object) -> None:
+        """A pod's whole life on this node, until it is cancelled; then its orderly end."""
+        running = RunningPod(pod, start_time=now())
+        self.pods[key_of(pod)] = running
+        try:
+            while True:
+                try:
+                    await self._sandbox(running)
+                    break
+                except (K8snetError, OSError) as error:
+                    self._report(running, reason="FailedCreatePodSandBox", message=str(error))
+                    await asyncio.sleep(RETRY_SECONDS)
+            await self._run_containers(running)
+            await asyncio.Event().wait()  # all containers have ended for good
+        finally:
+            await asyncio.shield(self._dismantle(running))
+
+    async def _sandbox(self, running: RunningPod) -> None:
+        cgroup = pod_cgroup(self.node.cgroup, running.pod)
+        if cgroup is not None:
+            Path(cgroup).mkdir(parents=True, exist_ok=True)
+        if running.pod["spec"].get("hostNetwork"):
+            running.addresses = self.node.addresses
+            return
+        if running.netns is None:
+            running.sandbox = f"cni-{running.pod['metadata']['uid']}"
+            running.netns = await self._runtime.make_sandbox(running.sandbox)
+        running.attachment = await self._netlink.run(self._network.attach, running.netns)
+        running.addresses = running.attachment.addresses
+
+    async def _run_containers(self, running: RunningPod) -> None:
+        running.containers = [
+            RunningContainer(entry["name"], entry["image"]) for entry in running.pod["spec"]["containers"]
+        ]
+        async with asyncio.TaskGroup() as group:
+            for container, entry in zip(running.containers, running.pod["spec"]["containers"], strict=True):
+                group.create_task(self._keep_running(running, container, entry))
+
+    async def _keep_running(self, running: RunningPod, container: RunningContainer, entry: Object) -> None:
+        """Run one container again and again, as the pod's restartPolicy says."""
+        delay = RESTART_BASE_SECONDS
+        policy = running.pod["spec"]["restartPolicy"]
+        while True:
+            began = asyncio.get_running_loop().time()
+            try:
+                status = await self._run_once(running, container, entry)
+            except UnknownImage as error:
+                container.state = {"waiting": {"reason": "ErrImagePull", "message": error.message}}
+                self._report(running)
+                return
+            except (K8snetError, OSError) as error:
+                container.state = {"waiting": {"reason": "CreateContainerError", "message": str(error)}}
+                self._report(running)
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            if policy == "Never" or (policy == "OnFailure" and status == 0):
+                return
+            if asyncio.get_running_loop().time() - began > 2 * RESTART_MAX_SECONDS:
+                delay = RESTART_BASE_SECONDS
+            if container.restarts > 0:  # the first restart is at once
+                message = f"back-off {delay:.0f}s restarting failed container={container.name}"
+                container.state = {"waiting": {"reason": "CrashLoopBackOff", "message": message}}
+                self._report(running)
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, RESTART_MAX_SECONDS)
+            container.restarts += 1
+
+    async def _run_once(self, running: RunningPod, container: RunningContainer, entry: Object) -> int:
+        """Start a container, report, wait for its end; gives its exit status."""
+        spec = container_spec(running.pod, entry, self.node, running.addresses, self._account(running.pod))
+        if spec.cgroup is not None:
+            Path(spec.cgroup).mkdir(parents=True, exist_ok=True)
+        reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        output = self._open_log(running.pod, container)
+        try:
+            os.set_blocking(writer, True)
+            started = await self._runtime.start(spec, writer, output, running.netns)
+        except BaseException:
+            os.close(reader)
+            raise
+        finally:
+            os.close(writer)
+            os.close(output)
+        container.id, container.started, container.cgroup, container.env = spec.id, started, spec.cgroup, spec.env
+        container.said.clear()
+        began = now()
+        listening = asyncio.create_task(self._listen(running, container, reader, began))
+        try:
+            status = await asyncio.shield(started.ended)
+            # Its last words may still be in the pipe.
+            await asyncio.wait((listening,), timeout=LAST_WORDS_SECONDS)
+        except asyncio.CancelledError:
+            await self._end(started, running.pod["spec"]["terminationGracePeriodSeconds"])
+            raise
+        finally:
+            listening.cancel()
+            await asyncio.gather(listening, return_exceptions=True)
+            os.close(started.pidfd)
+            container.started, container.ready = None, False
+            self._remove_cgroup(spec.cgroup)
+        ended = {
+            "exitCode": status,
+            "reason": "Completed" if status == 0 else "Error",
+            "startedAt": began,
+            "finishedAt": now(),
+        }
+        if "error" in container.said:
+            ended["message"] = container.said["error"]
+        container.state = container.last_state = {"terminated": {**ended, "containerID": f"k8snet://{spec.id}"}}
+        self._report(running)
+        return status
+
+    async def _listen(self, running: RunningPod, container: RunningContainer, reader: int, began: str) -> None:
+        """Take in what the container's program says, until it closes its end."""
+        async for line in _lines(reader):
+            word, _, rest = line.partition(" ")
+            container.said[word] = rest
+            if word == "ready" and not container.ready:
+                container.ready = True
+                container.state = {"running": {"startedAt": began}}
+                self._report(running)
+
+    @staticmethod
+    async def _end(started: Started, grace: float) -> None:
+        """Ask a container to end, and make it after `grace` seconds."""
+        for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, None)):
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(started.pidfd, number)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(started.ended), patience)
+                return
+
+    async def _dismantle(self, running: RunningPod) -> None:
+        """Take apart what `_sandbox` made."""
+        if running.attachment is not None:
+            await self._netlink.run(self._network.detach, running.attachment)
+        if running.netns is not None:
+            os.close(running.netns)
+        if running.sandbox is not None:
+            with contextlib.suppress(K8snetError):
+                await self._runtime.remove_sandbox(running.sandbox)
+        self._remove_cgroup(pod_cgroup(self.node.cgroup, running.pod))
+        if self.pods.get(key_of(running.pod)) is running:
+            del self.pods[key_of(running.pod)]
+
+    @staticmethod
+    def _remove_cgroup(path: str | None) -> None:
+        """Remove a cgroup that should be empty; whatever is not goes with the cluster."""
+        if path is not None:
+            with contextlib.suppress(OSError):
+                Path(path).rmdir()
+
+    def _account(self, pod: Object) -> dict[str, str]:
+        """The files of the pod's service account."""
+        namespace, name = key_of(pod)
+        token = self._tokens.issue(namespace, pod["spec"]["serviceAccountName"], name, pod["metadata"]["uid"])
+        return {"namespace": namespace, "token": token, "ca.crt": self._authority}
+
+    @staticmethod
+    def _open_log(pod: Object, container: RunningContainer) -> int:
+        """Where the container's output goes, named as kubelet names it."""
+        namespace, name = key_of(pod)
+        directory = LOG_ROOT / f"{namespace}_{name}_{pod['metadata']['uid']}" / container.name
+        directory.mkdir(parents=True, exist_ok=True)
+        return os.open(
+            directory / f"{container.restarts}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640
+        )
+
+    def _report(self, running: RunningPod, **trouble: str) -> None:
+        """Write the pod's status, if the pod is still there and is still the same."""
+        key = key_of(running.pod)
+        current = self._store.find(PODS, *key)
+        if current is None or current["metadata"]["uid"] != running.pod["metadata"]["uid"]:
+            return
+        with contextlib.suppress(NotFound):
+            self._store.update(PODS, {**current, "status": self._status(running, current, trouble)})
+
+    def _status(self, running: RunningPod, current: Object, trouble: dict[str, str]) -> Object:
+        containers = running.containers
+        ended = [entry.state["terminated"] for entry in containers if "terminated" in entry.state]
+        if containers and len(ended) == len(containers) and running.pod["spec"]["restartPolicy"] != "Always":
+            phase = "Succeeded" if all(entry["exitCode"] == 0 for entry in ended) else "Failed"
+        else:
+            phase = "Running" if any("running" in entry.state or entry.restarts for entry in containers) else "Pending"
+        ready = bool(containers) and all(entry.ready for entry in containers)
+        conditions = _conditions(current, Initialized=True, Ready=ready, ContainersReady=ready, PodScheduled=True)
+        return {
+            **{key: current["status"][key] for key in ("qosClass",) if key in current["status"]},
+            **trouble,
+            "phase": phase,
+            "conditions": conditions,
+            "hostIP": self.node.addresses[0],
+            "hostIPs": [{"ip": address} for address in self.node.addresses],
+            **({"podIP": running.addresses[0]} if running.addresses else {}),
+            "podIPs": [{"ip": address} for address in running.addresses],
+            "startTime": running.start_time,
+            "containerStatuses": [entry.status() for entry in containers],
+        }
+
+
+def _conditions(current: Object, **states: bool) -> list[Object]:
+    """The conditions with these states; each keeps the time of its last transition."""
+    before = {entry["type"]: entry for entry in current["status"].get("conditions") or ()}
+    conditions = []
+    for kind, state in states.items():
+        word = "True" if state else "False"
+        old = before.get(kind)
+        if old is not None and old["status"] == word:
+            conditions.append(old)
+        else:
+            conditions.append({"type": kind, "status": word, "lastProbeTime": None, "lastTransitionTime": now()})
+    return conditions
+
+
+async def _lines(fd: int) -> AsyncIterator[str]:
+    """The lines that come through a pipe, until its other end is closed; closes `fd`."""
+    reader = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(fd, "rb", buffering=0)
+    )
+    try:
+        while line := await reader.readline():
+            yield line.decode(errors="replace").rstrip("\n")
+    finally:
+        transport.close()

@@ -1,0 +1,204 @@
+"""From a Pod object to what the runtime starts: environment, files, cgroup, as kubelet works them out.
+
+Stands for the parts of pkg/kubelet that compute rather than act: kubelet_pods.go (makeEnvironmentVariables, hosts
+file), network/dns/dns.go (resolv.conf), cm/pod_container_manager_linux.go (cgroup names with the cgroupfs driver). Left
+out: volumes other than the service account's and hostPath files, ConfigMaps and Secrets, probes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from labs.cluster.images import find
+from labs.cluster.options import ClusterOptions, without_prefix
+from labs.cluster.resources import Object
+from labs.cluster.runtime import ContainerSpec
+
+DOMAIN = "cluster.local"
+DNS_IP = "10.96.0.10"
+API_PORT = 6443
+SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """What a kubelet knows of its node. `addresses`: without prefix length. `cgroup`: the node's, or None."""
+
+    name: str
+    addresses: tuple[str, ...]
+    cgroup: str | None
+    options: ClusterOptions
+
+    @property
+    def api_server(self) -> str:
+        """Where components on the node's network reach the API: at the control plane's address, without any Service."""
+        return f"https://{without_prefix(self.options.plan.node_addresses(1))[0]}:{API_PORT}"
+
+
+def pod_cgroup(node_cgroup: str | None, pod: Object) -> str | None:
+    """The pod's cgroup: kubepods[/QOS]/podUID below the node's."""
+    if node_cgroup is None:
+        return None
+    quality = pod["status"].get("qosClass", "BestEffort")
+    middle = "" if quality == "Guaranteed" else f"/{quality.lower()}"
+    return f"{node_cgroup}/kubepods{middle}/pod{pod['metadata']['uid']}"
+
+
+def container_spec(
+    pod: Object, container: Object, node: NodeFacts, addresses: tuple[str, ...], account: Mapping[str, str]
+) -> ContainerSpec:
+    """What to start for one container of a pod that has `addresses`. `account`: the service account's files.
+
+    Raises UnknownImage.
+    """
+    host_network = bool(pod["spec"].get("hostNetwork"))
+    hostname = node.name if host_network else pod_hostname(pod)
+    image = find(container["image"])
+    ports = container.get("ports") or []
+    announces = image.announces and "command" not in container
+    cgroup = pod_cgroup(node.cgroup, pod)
+    identifier = os.urandom(32).hex()
+    return ContainerSpec(
+        id=identifier,
+        name=container["name"],
+        image=container["image"],
+        command=container.get("command"),
+        args=list(container.get("args") or ()),
+        env=environment(pod, container, node, addresses, hostname),
+        hostname=hostname,
+        cgroup=None if cgroup is None else f"{cgroup}/{identifier}",
+        files={
+            "/etc/hostname": f"{hostname}\n",
+            "/etc/hosts": hosts_file(pod, hostname, addresses),
+            "/etc/resolv.conf": resolv_conf(pod, node),
+        },
+        volumes={SERVICE_ACCOUNT: dict(account)},
+        binds=_host_paths(pod, container),
+        wait_for_ports=[]
+        if announces
+        else [port["containerPort"] for port in ports if port.get("protocol", "TCP") == "TCP"],
+        facts={
+            "pod": pod["metadata"]["name"],
+            "namespace": pod["metadata"]["namespace"],
+            "node": node.name,
+            "addresses": list(addresses),
+            "ports": ports,
+            "families": list(node.options.plan.families),
+            "pod_networks": node.options.plan.pod_networks,
+            "iptables": node.options.iptables,
+            "api_server": node.api_server,
+        },
+    )
+
+
+def pod_hostname(pod: Object) -> str:
+    """The pod's name, or what its spec says, cut to what a host name may have."""
+    return str(pod["spec"].get("hostname") or pod["metadata"]["name"])[:63].rstrip("-.")
+
+
+def resolv_conf(pod: Object, node: NodeFacts) -> str:
+    """The resolver's configuration for dnsPolicy ClusterFirst (dns.go, getPodDNS); the nameserver is kube-dns.
+
+    A pod on the node's network with that policy gets the node's configuration, which in this cluster names no server.
+    """
+    policy = pod["spec"].get("dnsPolicy", "ClusterFirst")
+    spec = pod["spec"].get("dnsConfig") or {}
+    servers, searches, options = [], [], []
+    if policy == "ClusterFirstWithHostNet" or (policy == "ClusterFirst" and not pod["spec"].get("hostNetwork")):
+        servers = [DNS_IP]
+        searches = [f"{pod['metadata']['namespace']}.svc.{DOMAIN}", f"svc.{DOMAIN}", DOMAIN]
+        options = ["ndots:5"]
+    servers += spec.get("nameservers") or ()
+    searches += spec.get("searches") or ()
+    options += [
+        f"{entry['name']}:{entry['value']}" if "value" in entry else entry["name"]
+        for entry in spec.get("options") or ()
+    ]
+    lines = [f"search {' '.join(searches)}"] if searches else []
+    lines += [f"nameserver {server}" for server in servers]
+    lines += [f"options {' '.join(options)}"] if options else []
+    return "".join(f"{line}\n" for line in lines)
+
+
+def hosts_file(pod: Object, hostname: str, addresses: tuple[str, ...]) -> str:
+    """/etc/hosts as kubelet writes it (kubelet_pods.go, managedHostsFileContent)."""
+    lines = ["# Kubernetes-managed hosts file.", "127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
+    lines += ["fe00::0\tip6-localnet", "fe00::0\tip6-mcastprefix", "fe00::1\tip6-allnodes", "fe00::2\tip6-allrouters"]
+    subdomain = pod["spec"].get("subdomain")
+    names = [hostname]
+    if subdomain:
+        names.insert(0, f"{hostname}.{subdomain}.{pod['metadata']['namespace']}.svc.{DOMAIN}")
+    words = "\t".join(names)
+    lines += [f"{address}\t{words}" for address in addresses]
+    for alias in pod["spec"].get("hostAliases") or ():
+        lines.append("\t".join([alias["ip"], *alias["hostnames"]]))
+    return "\n".join([*lines, ""])
+
+
+def environment(
+    pod: Object, container: Object, node: NodeFacts, addresses: tuple[str, ...], hostname: str
+) -> dict[str, str]:
+    """A container's environment: the API's Service, then `env`, with $(NAME) filled in."""
+    api = "10.96.0.1"
+    env = {
+        "PATH": PATH,
+        "HOME": "/root",
+        "HOSTNAME": hostname,
+        "KUBERNETES_SERVICE_HOST": api,
+        "KUBERNETES_SERVICE_PORT": "443",
+        "KUBERNETES_SERVICE_PORT_HTTPS": "443",
+        "KUBERNETES_PORT": f"tcp://{api}:443",
+        "KUBERNETES_PORT_443_TCP": f"tcp://{api}:443",
+        "KUBERNETES_PORT_443_TCP_ADDR": api,
+        "KUBERNETES_PORT_443_TCP_PORT": "443",
+        "KUBERNETES_PORT_443_TCP_PROTO": "tcp",
+    }
+    for entry in container.get("env") or ():
+        reference = (entry.get("valueFrom") or {}).get("fieldRef")
+        if reference is not None:
+            env[entry["name"]] = field_value(pod, reference["fieldPath"], node, addresses)
+        else:
+            env[entry["name"]] = _expand(str(entry.get("value", "")), env)
+    return env
+
+
+def _expand(text: str, env: Mapping[str, str]) -> str:
+    """$(NAME) is replaced where NAME is known already (k8s.io/kubernetes/third_party/forked/golang/expansion)."""
+    for name, value in env.items():
+        text = text.replace(f"$({name})", value)
+    return text
+
+
+def field_value(pod: Object, path: str, node: NodeFacts, addresses: tuple[str, ...]) -> str:
+    """What the downward API gives for a field of the pod; "" for one that is not set."""
+    known: dict[str, str] = {
+        "status.podIP": addresses[0] if addresses else "",
+        "status.podIPs": ",".join(addresses),
+        "status.hostIP": node.addresses[0],
+        "status.hostIPs": ",".join(node.addresses),
+        "spec.nodeName": node.name,
+    }
+    if path in known:
+        return known[path]
+    if path.endswith("']") and "['" in path:
+        field, _, key = path.removesuffix("']").partition("['")
+        return str(((pod["metadata"].get(field.removeprefix("metadata."))) or {}).get(key, ""))
+    found: Any = pod
+    for part in path.split("."):
+        found = found.get(part) if isinstance(found, dict) else None
+    return str(found or "")
+
+
+def _host_paths(pod: Object, container: Object) -> dict[str, str]:
+    """Where the container sees the node's files: mount path -> path on the node, for hostPath volumes."""
+    sources = {
+        volume["name"]: volume["hostPath"]["path"]
+        for volume in pod["spec"].get("volumes") or ()
+        if "hostPath" in volume
+    }
+    mounts = container.get("volumeMounts") or ()
+    return {mount["mountPath"]: sources[mount["name"]] for mount in mounts if mount["name"] in sources}

@@ -1,0 +1,17 @@
+"""kube-proxy: what turns Services and EndpointSlices into packet-filter rules on every node.
+
+Stands for the program `kube-proxy` v1.30.5 (kubernetes/kubernetes, pkg/proxy). It reads like the real one:
+
+    settings.py    how the proxy is configured
+    objects.py     documents (JSON, YAML, Lists) -> {"services", "endpointslices", "nodes"}
+    node.py        what the proxy knows of its own node: name, address, zone
+    addresses.py   IP texts as Go prints them, one family at a time
+    services.py    Service -> one ServicePort for each port (pkg/proxy/serviceport.go)
+    endpoints.py   EndpointSlices -> endpoints of each ServicePort; which of them a node may use
+                   (pkg/proxy/endpointslicecache.go, topology.go)
+    iptables.py    both -> input for iptables-restore (pkg/proxy/iptables/proxier.go)
+    nftables.py    both -> input for nft (pkg/proxy/nftables/proxier.go)
+
+Everything here is a pure function of the objects: no kernel, no files, no clock. Who watches the API, loads the rules,
+and clears conntrack entries belongs elsewhere.
+"""

@@ -1,0 +1,104 @@
+"""The kinds of objects that the API knows, as one table; the API server, the store and discovery read it.
+
+Stands for the API's group/version/resource scheme (k8s.io/apimachinery, runtime.Scheme) and its discovery data. A new
+kind is one more line here. Left out: conversion between versions; each kind is served in the one version that is stable
+today.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """One kind of object. `group` is "" for the core group. `short`: what kubectl takes for it."""
+
+    group: str
+    version: str
+    plural: str
+    singular: str
+    kind: str
+    namespaced: bool
+    short: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
+
+    @property
+    def api_version(self) -> str:
+        """What objects hold in apiVersion."""
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+    @property
+    def prefix(self) -> str:
+        """The path under which the API serves the group: /api/v1 or /apis/GROUP/VERSION."""
+        return f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
+
+    @property
+    def qualified(self) -> str:
+        """The name as error messages give it: deployments.apps."""
+        return f"{self.plural}.{self.group}" if self.group else self.plural
+
+
+NAMESPACES = Resource("", "v1", "namespaces", "namespace", "Namespace", False, ("ns",))
+NODES = Resource("", "v1", "nodes", "node", "Node", False, ("no",))
+PODS = Resource("", "v1", "pods", "pod", "Pod", True, ("po",), ("all",))
+SERVICES = Resource("", "v1", "services", "service", "Service", True, ("svc",), ("all",))
+ENDPOINTSLICES = Resource("discovery.k8s.io", "v1", "endpointslices", "endpointslice", "EndpointSlice", True)
+DEPLOYMENTS = Resource("apps", "v1", "deployments", "deployment", "Deployment", True, ("deploy",), ("all",))
+REPLICASETS = Resource("apps", "v1", "replicasets", "replicaset", "ReplicaSet", True, ("rs",), ("all",))
+DAEMONSETS = Resource("apps", "v1", "daemonsets", "daemonset", "DaemonSet", True, ("ds",), ("all",))
+
+ALL = (NAMESPACES, NODES, PODS, SERVICES, ENDPOINTSLICES, DEPLOYMENTS, REPLICASETS, DAEMONSETS)
+
+_BY_KIND = {(resource.api_version, resource.kind): resource for resource in ALL}
+_BY_PATH = {(resource.prefix, resource.plural): resource for resource in ALL}
+
+
+def by_kind(api_version: str, kind: str) -> Resource | None:
+    """The resource whose objects say so of themselves."""
+    return _BY_KIND.get((api_version, kind))
+
+
+def by_path(prefix: str, plural: str) -> Resource | None:
+    """The resource served at `prefix`/…/`plural`."""
+    return _BY_PATH.get((prefix, plural))
+
+
+def key_of(item: Object) -> tuple[str, str]:
+    """Namespace ("" when it has none) and name of an object."""
+    metadata = item["metadata"]
+    return metadata.get("namespace", ""), metadata["name"]
+
+
+def owner_reference(owner: Object) -> Object:
+    """What an object that `owner`'s controller made holds in ownerReferences."""
+    return {
+        "apiVersion": owner["apiVersion"],
+        "kind": owner["kind"],
+        "name": owner["metadata"]["name"],
+        "uid": owner["metadata"]["uid"],
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+
+
+def controller_of(item: Object) -> str | None:
+    """The uid of the object whose controller made this one."""
+    for reference in item["metadata"].get("ownerReferences") or ():
+        if reference.get("controller"):
+            return str(reference["uid"])
+    return None
+
+
+def is_ready(pod: Object) -> bool:
+    """Whether a pod's Ready condition is true."""
+    conditions = (pod.get("status") or {}).get("conditions") or ()
+    return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
+
+
+def matches(selector: Object | None, labels: Object | None) -> bool:
+    """Whether labels satisfy an equality selector (a Service's, or matchLabels). An empty one matches nothing."""
+    return bool(selector) and all((labels or {}).get(key) == value for key, value in (selector or {}).items())

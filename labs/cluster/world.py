@@ -1,0 +1,385 @@
+"""The whole cluster: puts the components together, in the order in which each can start, and tells when all is ready.
+
+Stands for what `kind create cluster` does with kubeadm: nodes, control plane, network, then the first objects.
+Everything here runs in the supervisor's event loop; what runs in pods is started by kubelets like any other pod.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import os
+import platform
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from labs.cluster import endpointslices, linux, manifests, network, scheduler, workloads
+from labs.cluster.admission import admit
+from labs.cluster.api.discovery import GIT_VERSION
+from labs.cluster.api.server import ApiServer
+from labs.cluster.certificates import Authority, TokenIssuer, server_context
+from labs.cluster.controller import run_controller
+from labs.cluster.kubeconfig import render as render_kubeconfig
+from labs.cluster.kubelet import Kubelet
+from labs.cluster.ledger import Ledger
+from labs.cluster.options import ClusterOptions, without_prefix
+from labs.cluster.podspec import API_PORT, PATH, NodeFacts
+from labs.cluster.resources import (
+    DAEMONSETS,
+    DEPLOYMENTS,
+    ENDPOINTSLICES,
+    NODES,
+    PODS,
+    REPLICASETS,
+    SERVICES,
+    Object,
+    controller_of,
+    is_ready,
+)
+from labs.cluster.runtime import ContainerSpec, Runtime, Started
+from labs.cluster.store import Store, now
+from tracer.errors import K8snetError
+
+READY_SECONDS = 20.0
+RESTART_SECONDS = 0.5
+ADMIN = ("kubernetes-admin", "system:masters")
+NODE_KUBECONFIG = "/etc/kubernetes/admin.conf"
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[str], None]
+
+
+@dataclass(slots=True)
+class Node:
+    """A node that runs. `netns`: descriptor of its network namespace; `started`: its first process."""
+
+    number: int
+    facts: NodeFacts
+    netns: int
+    pods: network.NodeNetwork
+    started: Started
+    kubelet: Kubelet
+
+
+class World:
+    """A cluster that runs in this process's namespaces."""
+
+    def __init__(self, options: ClusterOptions, ledger: Ledger, machine: Runtime, progress: Progress) -> None:
+        self.options = options
+        self.ledger = ledger
+        self.store = Store()
+        self.nodes: list[Node] = []
+        self.ready = False
+        self._machine = machine
+        self._progress = progress
+        self._netlink = network.NetlinkThread()
+        self._tokens = TokenIssuer()
+        self._authority = Authority()
+        self._components: list[asyncio.Task[None]] = []
+        self._reconcile_endpoints = endpointslices.reconciler(self.store)
+
+    async def start(self, host_socket: socket.socket) -> None:
+        """Bring everything up; returns when the cluster is ready. Raises K8snetError when it does not get there."""
+        self._machine.attach()
+        self._progress("nodes")
+        wire = await self._netlink.run(network.Wire, self.options.plan)
+        self._kubeconfig = self._make_kubeconfig(host_socket)
+        for number in range(1, self.options.nodes + 1):
+            self.nodes.append(await self._start_node(number, wire))
+        self._progress("control plane")
+        await self._start_api(host_socket)
+        self._create_objects()
+        self._run("scheduler", scheduler.WATCHED, scheduler.reconciler(self.store))
+        self._run("workloads", workloads.WATCHED, workloads.reconciler(self.store, self.options.plan))
+        self._run("endpointslices", endpointslices.WATCHED, self._reconcile_endpoints)
+        for node in self.nodes:
+            self._keep(node.facts.name, functools.partial(self._run_node, node))
+        self._progress("pods")
+        await self._wait_until_ready()
+        self.ready = True
+
+    # --- nodes --------------------------------------------------------------------------------------------------------
+
+    async def _start_node(self, number: int, wire: network.Wire) -> Node:
+        name, plan = f"node{number}", self.options.plan
+        addresses = plan.node_addresses(number)
+        cgroup = None if self.ledger.cgroup is None else f"{self.ledger.cgroup}/{name}"
+        facts = NodeFacts(name, tuple(without_prefix(addresses)), cgroup, self.options)
+        netns = await self._machine.make_sandbox(name)
+        await self._netlink.run(wire.connect, name, netns, addresses)
+        await self._netlink.run(network.prepare_node, netns, plan)
+        pods = await self._netlink.run(network.NodeNetwork, netns, plan.pod_cidrs(number))
+        started, kubelet = await self._boot(facts, netns, pods)
+        return Node(number, facts, netns, pods, started, kubelet)
+
+    async def _run_node(self, node: Node) -> None:
+        """Run a node's kubelet; when the node's first process ends, and with it all its pods, boot the node again."""
+        while True:
+            kubelet = asyncio.create_task(node.kubelet.run())
+            try:
+                await asyncio.wait((kubelet, node.started.ended), return_when=asyncio.FIRST_COMPLETED)
+                if not node.started.ended.done():
+                    kubelet.result()  # it failed: whoever keeps us says so, and calls us again
+            finally:
+                kubelet.cancel()
+            log.warning("%s is down; booting it again", node.facts.name)
+            self._report_node(node, ready=False)
+            await node.kubelet.stop()
+            node.started, node.kubelet = await self._boot(node.facts, node.netns, node.pods)
+            self._report_node(node, ready=True)
+
+    async def _boot(self, facts: NodeFacts, netns: int, pods: network.NodeNetwork) -> tuple[Started, Kubelet]:
+        """Start a node's first process, which is the runtime of its pods, and make a kubelet for it."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        cgroup = None if facts.cgroup is None else f"{facts.cgroup}/init.scope"
+        if cgroup is not None:
+            Path(cgroup).mkdir(parents=True, exist_ok=True)
+        spec = ContainerSpec(
+            id=facts.name,
+            name=facts.name,
+            image="node",
+            hostname=facts.name,
+            cgroup=cgroup,
+            env=node_environment(facts.name),
+            files={
+                "/etc/hostname": f"{facts.name}\n",
+                "/etc/hosts": f"127.0.0.1\tlocalhost\n::1\tlocalhost\n{self._host_lines()}",
+                "/etc/resolv.conf": "",
+                NODE_KUBECONFIG: self._kubeconfig,
+            },
+        )
+        log_fd = os.open("/run/log/nodes.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
+        notify_reader, notify_writer = os.pipe2(os.O_CLOEXEC)
+        try:
+            started = await self._machine.start(spec, notify_writer, log_fd, netns, [theirs.fileno()])
+        finally:
+            os.close(notify_writer)
+            os.close(notify_reader)
+            os.close(log_fd)
+            theirs.close()
+        runtime = Runtime(ours)
+        runtime.attach()
+        authority = self._authority.certificate.decode()
+        return started, Kubelet(facts, self.store, runtime, self._netlink, pods, self._tokens, authority)
+
+    def _report_node(self, node: Node, *, ready: bool) -> None:
+        """Write whether a node is ready into its object."""
+        item = self.store.get(NODES, "", node.facts.name)
+        self.store.update(NODES, {**item, "status": {**item["status"], "conditions": [_node_condition(ready)]}})
+
+    def _host_lines(self) -> str:
+        plan = self.options.plan
+        nodes = range(1, self.options.nodes + 1)
+        return "".join(
+            f"{ip}\tnode{number}\n" for number in nodes for ip in without_prefix(plan.node_addresses(number))
+        )
+
+    # --- control plane ------------------------------------------------------------------------------------------------
+
+    def _make_kubeconfig(self, host_socket: socket.socket) -> str:
+        """Write the kubeconfig for the machine; gives the one for the nodes."""
+        admin = self._authority.client(*ADMIN)
+        port = host_socket.getsockname()[1]
+        path = self.ledger.directory / "kubeconfig"
+        draft = path.with_suffix(".new")
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(
+                render_kubeconfig(self.options.name, f"https://127.0.0.1:{port}", self._authority.certificate, admin)
+            )
+        draft.replace(path)
+        inside = without_prefix(self.options.plan.node_addresses(1))[0]
+        return render_kubeconfig(self.options.name, f"https://{inside}:{API_PORT}", self._authority.certificate, admin)
+
+    async def _start_api(self, host_socket: socket.socket) -> None:
+        """Serve the API on loopback of the machine, and in node1."""
+        addresses = [*self.nodes[0].facts.addresses, "127.0.0.1", "10.96.0.1"]
+        names = [
+            "kubernetes",
+            "kubernetes.default",
+            "kubernetes.default.svc",
+            "kubernetes.default.svc.cluster.local",
+            "localhost",
+            "node1",
+        ]
+        context = server_context(self._authority, self._authority.server("kube-apiserver", [*names, *addresses]))
+        with linux.network_namespace(self.nodes[0].netns):
+            inside = socket.create_server(("::", API_PORT), family=socket.AF_INET6, dualstack_ipv6=True)
+        await ApiServer(self.store, self._tokens, context).start([host_socket, inside])
+
+    def _create_objects(self) -> None:
+        """The first objects: what the components need, the nodes, the workload, what the user asked for."""
+        for node in self.nodes:
+            self.store.create(NODES, self._node_object(node))
+        for text in [*manifests.starting_texts(), *self.options.manifests]:
+            for item in manifests.parse(text):
+                self._create(item)
+        service = self.store.get(SERVICES, "default", "kubernetes")
+        self.store.create(ENDPOINTSLICES, self._api_slice(service))
+
+    def _create(self, item: Object) -> None:
+        try:
+            admit(self.store, self.options.plan, item)
+        except K8snetError as error:
+            name = (item.get("metadata") or {}).get("name")
+            raise K8snetError(f"{item.get('kind')} {name!r}: {error.message}") from error
+
+    def _node_object(self, node: Node) -> Object:
+        cidrs = self.options.plan.pod_cidrs(node.number)
+        labels = {"kubernetes.io/hostname": node.facts.name, "kubernetes.io/os": "linux"}
+        if node.number == 1:
+            labels["node-role.kubernetes.io/control-plane"] = ""
+        return {
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": node.facts.name, "labels": labels},
+            "spec": {
+                "podCIDR": cidrs[0],
+                "podCIDRs": cidrs,
+                "providerID": f"k8snet://{self.options.name}/{node.facts.name}",
+            },
+            "status": {
+                "addresses": [
+                    *({"type": "InternalIP", "address": address} for address in node.facts.addresses),
+                    {"type": "Hostname", "address": node.facts.name},
+                ],
+                "conditions": [_node_condition(True)],
+                "nodeInfo": {
+                    "kubeletVersion": GIT_VERSION,
+                    "kubeProxyVersion": GIT_VERSION,
+                    "kernelVersion": platform.release(),
+                    "osImage": "k8snet",
+                    "operatingSystem": "linux",
+                    "architecture": platform.machine(),
+                    "containerRuntimeVersion": "k8snet://1",
+                },
+            },
+        }
+
+    def _api_slice(self, service: Object) -> Object:
+        """The endpoints of the API itself, which the API server writes: it is no pod that a selector could find."""
+        return {
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": {
+                "name": service["metadata"]["name"],
+                "namespace": service["metadata"]["namespace"],
+                "labels": {endpointslices.SERVICE_NAME: service["metadata"]["name"]},
+            },
+            "addressType": "IPv4",
+            "ports": [{"name": "https", "protocol": "TCP", "port": API_PORT}],
+            "endpoints": [{"addresses": [self.nodes[0].facts.addresses[0]], "conditions": {"ready": True}}],
+        }
+
+    # --- components ---------------------------------------------------------------------------------------------------
+
+    def _run(self, name: str, watched: tuple[Any, ...], reconcile: Callable[[], None]) -> None:
+        self._keep(name, lambda: run_controller(self.store, watched, reconcile))
+
+    def _keep(self, name: str, component: Callable[[], Awaitable[None]]) -> None:
+        """Run a component, and again when it fails: its state is all in the store."""
+
+        async def keep() -> None:
+            while True:
+                try:
+                    await component()
+                except Exception:
+                    log.exception("%s failed; starting it again", name)
+                await asyncio.sleep(RESTART_SECONDS)
+
+        self._components.append(asyncio.create_task(keep(), name=name))
+
+    # --- ready --------------------------------------------------------------------------------------------------------
+
+    async def _wait_until_ready(self) -> None:
+        """Wait until every pod serves and every node's kernel has the rules for it."""
+        deadline = asyncio.get_running_loop().time() + READY_SECONDS
+        while True:
+            self._reconcile_endpoints()  # a pod may have become ready just now, and the controller may not have run yet
+            reasons = self.unready()
+            if not reasons:
+                return
+            fatal = [reason for reason in reasons if reason.fatal]
+            if fatal or asyncio.get_running_loop().time() > deadline:
+                texts = "; ".join(reason.text for reason in (fatal or reasons)[:5])
+                raise K8snetError(f"the cluster did not become ready: {texts}")
+            await asyncio.sleep(0.005)
+
+    def unready(self) -> list[Reason]:
+        """What keeps the cluster from being ready, now."""
+        pods = self.store.list(PODS)
+        kinds = (DAEMONSETS, DEPLOYMENTS, REPLICASETS)
+        wanted = sum(_wanted_pods(item, len(self.nodes)) for kind in kinds for item in self.store.list(kind))
+        reasons = [_pod_reason(pod) for pod in pods if not is_ready(pod) and pod["status"].get("phase") != "Succeeded"]
+        if len(pods) < wanted:
+            reasons.append(Reason(f"{wanted - len(pods)} pods are still to be made"))
+        items = self.store.list(SERVICES) + self.store.list(ENDPOINTSLICES)
+        newest = max(int(item["metadata"]["resourceVersion"]) for item in items)
+        for node in self.nodes:
+            if synced_version(node, "kube-proxy") < newest:
+                reasons.append(Reason(f"kube-proxy on {node.facts.name} is behind{_complaint(node, 'kube-proxy')}"))
+        return reasons
+
+
+def node_environment(name: str) -> dict[str, str]:
+    """The environment of a node's processes; kubectl works there, as it does on kind's nodes."""
+    return {"PATH": PATH, "HOME": "/root", "HOSTNAME": name, "KUBECONFIG": NODE_KUBECONFIG}
+
+
+def _node_condition(ready: bool) -> Object:
+    return {
+        "type": "Ready",
+        "status": "True" if ready else "False",
+        "reason": "KubeletReady" if ready else "KubeletNotReady",
+        "message": "kubelet is posting ready status" if ready else "the node's first process has ended",
+        "lastHeartbeatTime": now(),
+        "lastTransitionTime": now(),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why the cluster is not ready; `fatal` when waiting won't help."""
+
+    text: str
+    fatal: bool = False
+
+
+def synced_version(node: Node, container_name: str) -> int:
+    """The resourceVersion that a component on a node has brought to its kernel, 0 for none yet."""
+    for pod in node.kubelet.pods.values():
+        for container in pod.containers:
+            if container.name == container_name and "synced" in container.said:
+                return int(container.said["synced"])
+    return 0
+
+
+def _complaint(node: Node, container_name: str) -> str:
+    for pod in node.kubelet.pods.values():
+        for container in pod.containers:
+            if container.name == container_name and "error" in container.said:
+                return f": {container.said['error']}"
+    return ""
+
+
+def _wanted_pods(item: Object, nodes: int) -> int:
+    if item["kind"] == "DaemonSet":
+        return nodes
+    return 0 if controller_of(item) else int(item["spec"]["replicas"])
+
+
+def _pod_reason(pod: Object) -> Reason:
+    name = f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
+    for state in pod["status"].get("containerStatuses") or ():
+        waiting = state["state"].get("waiting") or {}
+        ended = state["state"].get("terminated") or {}
+        if waiting.get("reason") == "ErrImagePull":
+            return Reason(f"pod {name}: {waiting['message']}", fatal=True)
+        trouble = waiting.get("message") or ended.get("message") or ended.get("reason") or waiting.get("reason")
+        if trouble:
+            return Reason(f"pod {name}: {trouble}")
+    return Reason(f"pod {name}: {pod['status'].get('message') or pod['status'].get('phase')}")

@@ -1,0 +1,220 @@
+"""The API of a running cluster, as kubectl and other clients meet it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import ssl
+import stat
+import subprocess
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.labs.lab import Lab
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture(scope="module")
+def config(cluster: Lab) -> dict[str, Any]:
+    document: dict[str, Any] = yaml.safe_load(Path(cluster.kubeconfig()).read_text())
+    return document
+
+
+class Client:
+    """A client of the API, with the administrator's certificate or without."""
+
+    def __init__(self, config: dict[str, Any], directory: Path, *, certificate: bool = True) -> None:
+        server = config["clusters"][0]["cluster"]
+        self.url = server["server"]
+        authority = base64.b64decode(server["certificate-authority-data"]).decode()
+        self.context = ssl.create_default_context(cadata=authority)
+        if certificate:
+            user = config["users"][0]["user"]
+            path = directory / "client.pem"
+            data = b"".join(base64.b64decode(user[f"client-{part}-data"]) for part in ("certificate", "key"))
+            path.write_bytes(data)
+            self.context.load_cert_chain(path)
+
+    def get(self, path: str, **headers: str) -> tuple[int, Any]:
+        request = urllib.request.Request(self.url + path, headers=headers)
+        try:
+            with urllib.request.urlopen(request, context=self.context, timeout=10) as response:
+                return response.status, json.loads(response.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, json.loads(error.read())
+
+    def stream(self, path: str) -> Iterator[dict[str, Any]]:
+        with urllib.request.urlopen(self.url + path, context=self.context, timeout=10) as response:
+            for line in response:
+                yield json.loads(line)
+
+
+@pytest.fixture(scope="module")
+def client(config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Client:
+    return Client(config, tmp_path_factory.mktemp("client"))
+
+
+class TestAccess:
+    def test_the_kubeconfig_is_for_root_only(self, cluster: Lab) -> None:
+        found = Path(cluster.kubeconfig()).stat()
+        assert (stat.S_IMODE(found.st_mode), found.st_uid) == (0o600, 0)
+
+    @pytest.mark.parametrize("path", ["/api/v1/pods", "/version", "/apis", "/healthz"])
+    def test_without_a_certificate_nothing(self, config: dict[str, Any], tmp_path: Path, path: str) -> None:
+        stranger = Client(config, tmp_path, certificate=False)
+        code, document = stranger.get(path)
+        assert (code, document["reason"]) == (401, "Unauthorized")
+
+    def test_a_certificate_of_another_authority_is_refused(self, config: dict[str, Any], tmp_path: Path) -> None:
+        from labs.cluster.certificates import Authority
+
+        pair = Authority().client("kubernetes-admin", "system:masters")
+        stranger = Client(config, tmp_path, certificate=False)
+        (tmp_path / "client.pem").write_bytes(pair.certificate + pair.key)
+        stranger.context.load_cert_chain(tmp_path / "client.pem")
+        with pytest.raises((urllib.error.URLError, ssl.SSLError, ConnectionError)):
+            stranger.get("/api/v1/pods")
+
+    def test_a_made_up_token_is_refused(self, config: dict[str, Any], tmp_path: Path) -> None:
+        stranger = Client(config, tmp_path, certificate=False)
+        for token in ("x", "a.b.c", "", "é"):
+            code, _ = stranger.get("/api/v1/pods", Authorization=f"Bearer {token}")
+            assert code == 401
+
+    def test_a_pods_service_account_may_not_read(self, cluster: Lab) -> None:
+        script = (
+            "cd /var/run/secrets/kubernetes.io/serviceaccount && curl -sS --max-time 5 --cacert ca.crt "
+            '-H "Authorization: Bearer $(cat token)" https://kubernetes.default.svc/api/v1/namespaces/shop/pods'
+        )
+        document = json.loads(cluster.exec("default/client", "sh", "-c", script).stdout)
+        assert document["message"] == (
+            'pods is forbidden: User "system:serviceaccount:default:default" cannot list resource "pods" '
+            'in API group "" in the namespace "shop"'
+        )
+
+
+class TestReading:
+    def test_list_and_get(self, client: Client, cluster: Lab) -> None:
+        code, document = client.get("/api/v1/namespaces/fastapi/pods")
+        assert (code, document["kind"], len(document["items"])) == (200, "PodList", 3)
+        one = document["items"][0]
+        assert client.get(f"/api/v1/namespaces/fastapi/pods/{one['metadata']['name']}") == (200, one)
+        by_name = {pod["name"]: pod for pod in cluster.pods("fastapi")}
+        assert one["status"]["podIP"] == by_name[one["metadata"]["name"]]["addresses"][0]
+
+    def test_what_is_not_there(self, client: Client) -> None:
+        code, document = client.get("/api/v1/namespaces/default/pods/nobody")
+        assert (code, document["message"]) == (404, 'pods "nobody" not found')
+        for path in (
+            "/api/v2",
+            "/apis/nothing.example/v1/things",
+            "/api/v1/nothings",
+            "/x",
+            "/api/v1/namespaces/a/b/c/d",
+        ):
+            code, document = client.get(path)
+            assert (code, document["kind"]) == (404, "Status")
+
+    def test_selectors(self, client: Client) -> None:
+        def names(query: str) -> set[str]:
+            return {item["metadata"]["name"] for item in client.get(f"/api/v1/pods?{query}")[1]["items"]}
+
+        assert names("fieldSelector=metadata.name%3Dclient,metadata.namespace%3Ddefault") == {"client"}
+        assert len(names("labelSelector=app%3Dlets-ship-it")) == 3
+        assert len(names("labelSelector=app+in+(web,lets-ship-it)&limit=1")) in (1, 6), "limit may be ignored"
+        assert client.get("/api/v1/pods?fieldSelector=spec.nonsense%3D1")[0] == 400
+
+    def test_writes_are_refused(self, client: Client) -> None:
+        request = urllib.request.Request(client.url + "/api/v1/namespaces/default/pods/client", method="DELETE")
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(request, context=client.context, timeout=10)
+        with caught.value:
+            assert caught.value.code == 405
+
+    def test_watch_from_the_beginning_and_from_a_version(self, client: Client) -> None:
+        path = "/api/v1/namespaces/fastapi/services?watch=1&timeoutSeconds=1"
+        events = list(client.stream(path))
+        assert [(event["type"], event["object"]["metadata"]["name"]) for event in events] == [("ADDED", "lets-ship-it")]
+        version = client.get("/api/v1/services")[1]["metadata"]["resourceVersion"]
+        assert list(client.stream(f"{path}&resourceVersion={version}")) == []
+
+    def test_a_watch_from_a_version_that_makes_no_sense(self, client: Client) -> None:
+        assert client.get("/api/v1/pods?watch=1&resourceVersion=x")[0] == 400
+
+    def test_many_watches_at_once(self, client: Client) -> None:
+        counts: list[int] = []
+
+        def watch() -> None:
+            counts.append(len(list(client.stream("/api/v1/services?watch=1&timeoutSeconds=1"))))
+
+        threads = [threading.Thread(target=watch) for _ in range(50)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert counts == [counts[0]] * 50
+
+    def test_rubbish_does_no_harm(self, client: Client, config: dict[str, Any]) -> None:
+        host, _, port = config["clusters"][0]["cluster"]["server"].removeprefix("https://").partition(":")
+        import socket
+
+        for data in (b"GET / HTTP/1.1\r\n\r\n", os.urandom(4096), b"\x16\x03\x01" + os.urandom(100)):
+            with socket.create_connection((host, int(port)), timeout=5) as connection:
+                connection.sendall(data)
+        assert client.get("/version")[0] == 200
+
+
+KUBECTLS = [
+    path
+    for path in (shutil.which("kubectl"), *sorted(map(str, Path("/usr/lib/google-cloud-sdk/bin").glob("kubectl.1.*"))))
+    if path
+]
+
+
+@pytest.mark.parametrize("program", KUBECTLS or [None])
+class TestKubectl:
+    def run(self, program: str | None, cluster: Lab, *arguments: str) -> str:
+        if program is None:
+            pytest.skip("needs kubectl; to run it: scripts/setup")
+        home = {"HOME": str(cluster.directory), "KUBECONFIG": cluster.kubeconfig(), "PATH": os.environ["PATH"]}
+        command = [program, "--cache-dir", "/dev/null", *arguments]
+        done = subprocess.run(command, env=home, capture_output=True, text=True, timeout=30, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def test_get_in_its_forms(self, program: str | None, cluster: Lab) -> None:
+        rows = [line.split() for line in self.run(program, cluster, "get", "pods", "-A").splitlines()]
+        assert rows[0] == ["NAMESPACE", "NAME", "READY", "STATUS", "RESTARTS", "AGE"]
+        assert {tuple(row[2:4]) for row in rows[1:]} == {("1/1", "Running")}
+        assert ["default", "client"] in [row[:2] for row in rows]
+        wide = self.run(program, cluster, "get", "svc", "-n", "fastapi", "-o", "wide").splitlines()[1].split()
+        assert wide[:5] == ["lets-ship-it", "ClusterIP", "10.96.100.50", "<none>", "8000/TCP"]
+        assert wide[-1] == "app=lets-ship-it"
+        nodes = self.run(program, cluster, "get", "nodes").splitlines()
+        assert [line.split()[:3] for line in nodes[1:]] == [
+            ["node1", "Ready", "control-plane"],
+            ["node2", "Ready", "<none>"],
+        ]
+        slices = self.run(program, cluster, "get", "endpointslices", "-n", "fastapi", "--no-headers")
+        assert slices.split()[1:3] == ["IPv4", "8000"]
+
+    def test_json_and_jsonpath(self, program: str | None, cluster: Lab) -> None:
+        document = json.loads(self.run(program, cluster, "get", "deploy", "-n", "fastapi", "-o", "json"))
+        assert document["items"][0]["status"]["readyReplicas"] == 3
+        path = "jsonpath={.spec.clusterIP}"
+        assert self.run(program, cluster, "get", "svc", "web", "-n", "shop", "-o", path) == "10.96.20.1"
+
+    def test_version_and_resources(self, program: str | None, cluster: Lab) -> None:
+        assert "v1.30.5" in self.run(program, cluster, "version")
+        assert "endpointslices" in self.run(program, cluster, "api-resources")

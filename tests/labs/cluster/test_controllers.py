@@ -1,0 +1,236 @@
+"""Deployments, ReplicaSets, DaemonSets, the scheduler, EndpointSlices: what they make of what is in the store."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from labs.cluster import endpointslices, scheduler, workloads
+from labs.cluster.admission import admit
+from labs.cluster.options import AddressPlan
+from labs.cluster.resources import DEPLOYMENTS, ENDPOINTSLICES, NODES, PODS, REPLICASETS, SERVICES, key_of
+from labs.cluster.store import Store
+
+PLAN = AddressPlan((4, 6))
+
+
+@pytest.fixture
+def store() -> Store:
+    store = Store()
+    admit(store, PLAN, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"}})
+    for name in ("node1", "node2", "node3"):
+        store.create(NODES, {"metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}}, "spec": {}})
+    return store
+
+
+def workload(kind: str, **spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "apps/v1",
+        "kind": kind,
+        "metadata": {"name": "web"},
+        "spec": {
+            "selector": {"matchLabels": {"app": "web"}},
+            "template": {
+                "metadata": {"labels": {"app": "web"}},
+                "spec": {"containers": [{"name": "web", "image": "http-echo"}]},
+            },
+            **spec,
+        },
+    }
+
+
+def run(store: Store, times: int = 3) -> None:
+    """All controllers, often enough to settle."""
+    reconcilers = (workloads.reconciler(store, PLAN), scheduler.reconciler(store), endpointslices.reconciler(store))
+    for _ in range(times):
+        for reconcile in reconcilers:
+            reconcile()
+
+
+def serve(store: Store, *, ready: bool = True) -> None:
+    """What the kubelets would report."""
+    for number, pod in enumerate(store.list(PODS), 2):
+        ips = [{"ip": f"10.244.0.{number}"}, {"ip": f"fd00:10:244::{number}"}]
+        conditions = [{"type": "Ready", "status": "True" if ready else "False"}]
+        store.update_status(PODS, *key_of(pod), {"phase": "Running", "podIPs": ips, "conditions": conditions})
+
+
+class TestWorkloads:
+    def test_names_are_those_of_the_real_controllers(self, store: Store) -> None:
+        admit(store, PLAN, workload("Deployment", replicas=3))
+        run(store)
+        (replicaset,) = store.list(REPLICASETS)
+        pods = store.list(PODS)
+        assert replicaset["metadata"]["name"].startswith("web-")
+        assert len(pods) == 3
+        for pod in pods:
+            prefix, suffix = pod["metadata"]["name"].rsplit("-", 1)
+            assert (prefix, len(suffix)) == (replicaset["metadata"]["name"], 5)
+            assert set(suffix) <= set(workloads.ALPHABET)
+            assert pod["metadata"]["labels"]["pod-template-hash"] == prefix.removeprefix("web-")
+
+    def test_the_hash_follows_the_template(self) -> None:
+        one, other = workload("Deployment")["spec"]["template"], workload("Deployment")["spec"]["template"]
+        assert workloads.template_hash(one) == workloads.template_hash(other)
+        other["spec"]["containers"][0]["image"] = "nginx"
+        assert workloads.template_hash(one) != workloads.template_hash(other)
+
+    def test_scaling(self, store: Store) -> None:
+        deployment = admit(store, PLAN, workload("Deployment", replicas=5))
+        run(store)
+        for replicas in (2, 4, 0):
+            deployment = store.get(DEPLOYMENTS, "default", "web")
+            store.update(DEPLOYMENTS, {**deployment, "spec": {**deployment["spec"], "replicas": replicas}})
+            run(store)
+            assert len(store.list(PODS)) == replicas
+
+    def test_those_that_serve_stay_when_some_must_go(self, store: Store) -> None:
+        admit(store, PLAN, workload("ReplicaSet", replicas=3))
+        run(store)
+        serve(store)
+        first = store.list(PODS)[0]
+        conditions = [{"type": "Ready", "status": "False"}]
+        store.update_status(PODS, *key_of(first), {**first["status"], "conditions": conditions})
+        replicaset = store.list(REPLICASETS)[0]
+        store.update(REPLICASETS, {**replicaset, "spec": {**replicaset["spec"], "replicas": 2}})
+        run(store, 1)
+        assert first["metadata"]["name"] not in {pod["metadata"]["name"] for pod in store.list(PODS)}
+
+    def test_a_changed_template_replaces_the_pods(self, store: Store) -> None:
+        admit(store, PLAN, workload("Deployment", replicas=2))
+        run(store)
+        deployment = store.get(DEPLOYMENTS, "default", "web")
+        template = {**deployment["spec"]["template"], "metadata": {"labels": {"app": "web", "version": "2"}}}
+        store.update(DEPLOYMENTS, {**deployment, "spec": {**deployment["spec"], "template": template}})
+        run(store)
+        assert {pod["metadata"]["labels"]["version"] for pod in store.list(PODS)} == {"2"}
+        assert len(store.list(REPLICASETS)) == 1
+
+    def test_a_daemonset_has_one_pod_on_each_node(self, store: Store) -> None:
+        admit(store, PLAN, workload("DaemonSet"))
+        run(store)
+        assert sorted(pod["spec"]["nodeName"] for pod in store.list(PODS)) == ["node1", "node2", "node3"]
+
+    def test_pods_go_with_their_owner(self, store: Store) -> None:
+        admit(store, PLAN, workload("ReplicaSet", replicas=2))
+        run(store)
+        store.delete(REPLICASETS, "default", "web")
+        run(store)
+        assert store.list(PODS) == []
+
+    def test_a_settled_cluster_is_left_alone(self, store: Store) -> None:
+        admit(store, PLAN, workload("Deployment", replicas=3))
+        run(store)
+        serve(store)
+        run(store)
+        version = store.version
+        run(store)
+        assert store.version == version
+
+
+class TestScheduler:
+    def test_pods_of_one_owner_are_spread(self, store: Store) -> None:
+        admit(store, PLAN, workload("Deployment", replicas=6))
+        run(store)
+        assert Counter(pod["spec"]["nodeName"] for pod in store.list(PODS)) == {"node1": 2, "node2": 2, "node3": 2}
+
+    def test_a_node_selector_is_kept(self, store: Store) -> None:
+        for name, selector in (("a", {"kubernetes.io/hostname": "node3"}), ("b", {"no": "such"})):
+            spec = {"nodeSelector": selector, "containers": [{"name": "x", "image": "client"}]}
+            admit(store, PLAN, {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec})
+        run(store)
+        assert store.get(PODS, "default", "a")["spec"]["nodeName"] == "node3"
+        assert "nodeName" not in store.get(PODS, "default", "b")["spec"]
+
+
+class TestEndpointSlices:
+    def service(self, store: Store, **spec: Any) -> None:
+        spec = {"selector": {"app": "web"}, "ports": [{"name": "http", "port": 80, "targetPort": 8080}], **spec}
+        admit(store, PLAN, {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}, "spec": spec})
+
+    def pods(self, store: Store, count: int = 3) -> None:
+        admit(store, PLAN, workload("ReplicaSet", replicas=count))
+        run(store)
+
+    def test_ready_pods_are_endpoints(self, store: Store) -> None:
+        self.service(store)
+        self.pods(store)
+        serve(store)
+        run(store)
+        (item,) = store.list(ENDPOINTSLICES)
+        assert (item["addressType"], item["ports"]) == ("IPv4", [{"name": "http", "protocol": "TCP", "port": 8080}])
+        assert item["metadata"]["labels"]["kubernetes.io/service-name"] == "web"
+        assert [endpoint["addresses"] for endpoint in item["endpoints"]] == [[f"10.244.0.{n}"] for n in (2, 3, 4)]
+        for endpoint, pod in zip(item["endpoints"], store.list(PODS), strict=True):
+            assert endpoint["conditions"] == {"ready": True, "serving": True, "terminating": False}
+            assert endpoint["nodeName"] == pod["spec"]["nodeName"]
+            assert endpoint["targetRef"]["name"] == pod["metadata"]["name"]
+
+    def test_pods_that_do_not_serve_are_not_ready(self, store: Store) -> None:
+        self.service(store)
+        self.pods(store)
+        serve(store, ready=False)
+        run(store)
+        conditions = [endpoint["conditions"]["ready"] for endpoint in store.list(ENDPOINTSLICES)[0]["endpoints"]]
+        assert conditions == [False] * 3
+
+    def test_unless_they_are_to_be_published_anyway(self, store: Store) -> None:
+        self.service(store, publishNotReadyAddresses=True)
+        self.pods(store)
+        serve(store, ready=False)
+        run(store)
+        assert all(endpoint["conditions"]["ready"] for endpoint in store.list(ENDPOINTSLICES)[0]["endpoints"])
+
+    def test_dual_stack_has_a_slice_for_each_family(self, store: Store) -> None:
+        self.service(store, ipFamilyPolicy="PreferDualStack")
+        self.pods(store)
+        serve(store)
+        run(store)
+        assert sorted(item["addressType"] for item in store.list(ENDPOINTSLICES)) == ["IPv4", "IPv6"]
+
+    def test_a_hundred_endpoints_to_a_slice(self, store: Store) -> None:
+        self.service(store)
+        self.pods(store, 230)
+        serve(store)
+        run(store)
+        assert sorted(len(item["endpoints"]) for item in store.list(ENDPOINTSLICES)) == [30, 100, 100]
+
+    def test_a_named_port_is_what_the_pod_says(self, store: Store) -> None:
+        self.service(store, ports=[{"port": 80, "targetPort": "http"}])
+        for name, number in (("a", 8080), ("b", 9090)):
+            container = {"name": "x", "image": "http-echo", "ports": [{"name": "http", "containerPort": number}]}
+            metadata = {"name": name, "labels": {"app": "web"}}
+            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"containers": [container]}}
+            admit(store, PLAN, pod)
+        serve(store)
+        run(store)
+        ports = {item["ports"][0]["port"]: len(item["endpoints"]) for item in store.list(ENDPOINTSLICES)}
+        assert ports == {8080: 1, 9090: 1}
+
+    def test_a_service_without_pods_has_an_empty_slice_that_is_used_later(self, store: Store) -> None:
+        self.service(store)
+        run(store)
+        (empty,) = store.list(ENDPOINTSLICES)
+        assert empty["endpoints"] == []
+        self.pods(store)
+        serve(store)
+        run(store)
+        (full,) = store.list(ENDPOINTSLICES)
+        assert (full["metadata"]["name"], len(full["endpoints"])) == (empty["metadata"]["name"], 3)
+
+    def test_slices_go_with_their_service_and_those_of_others_stay(self, store: Store) -> None:
+        self.service(store)
+        own = {
+            "metadata": {"name": "manual", "namespace": "default", "labels": {"kubernetes.io/service-name": "web"}},
+            "addressType": "IPv4",
+            "ports": [],
+            "endpoints": [],
+        }
+        store.create(ENDPOINTSLICES, own)
+        run(store)
+        assert len(store.list(ENDPOINTSLICES)) == 2
+        store.delete(SERVICES, "default", "web")
+        run(store)
+        assert [item["metadata"]["name"] for item in store.list(ENDPOINTSLICES)] == ["manual"]

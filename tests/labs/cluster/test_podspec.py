@@ -1,0 +1,125 @@
+"""From Pod objects to what the runtime starts: environment, files, cgroups, images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from labs.cluster.admission import prepare
+from labs.cluster.images import UnknownImage, find
+from labs.cluster.options import AddressPlan, ClusterOptions
+from labs.cluster.podspec import NodeFacts, container_spec, hosts_file, pod_cgroup, resolv_conf
+from labs.cluster.runtime import ContainerSpec
+
+NODE = NodeFacts("node2", ("172.18.0.3",), "/cg/node2", ClusterOptions())
+
+
+def pod(container: dict[str, Any] | None = None, **spec: Any) -> dict[str, Any]:
+    containers = [{"name": "main", "image": "http-echo", **(container or {})}]
+    metadata = {"name": "web-1", "namespace": "shop", "uid": "u-1", "labels": {"app": "web"}}
+    item = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"containers": containers, **spec}}
+    return prepare(AddressPlan((4,)), item)[1]
+
+
+def spec_of(item: dict[str, Any]) -> ContainerSpec:
+    return container_spec(item, item["spec"]["containers"][0], NODE, ("10.244.1.7",), {"namespace": "shop"})
+
+
+class TestFiles:
+    def test_resolv_conf_of_an_ordinary_pod(self) -> None:
+        assert resolv_conf(pod(), NODE) == (
+            "search shop.svc.cluster.local svc.cluster.local cluster.local\nnameserver 10.96.0.10\noptions ndots:5\n"
+        )
+
+    def test_resolv_conf_on_the_nodes_network(self) -> None:
+        assert resolv_conf(pod(hostNetwork=True), NODE) == ""
+        assert "10.96.0.10" in resolv_conf(pod(hostNetwork=True, dnsPolicy="ClusterFirstWithHostNet"), NODE)
+
+    def test_resolv_conf_of_its_own(self) -> None:
+        config = {
+            "nameservers": ["192.0.2.1"],
+            "searches": ["x.org"],
+            "options": [{"name": "ndots", "value": "2"}, {"name": "rotate"}],
+        }
+        assert resolv_conf(pod(dnsPolicy="None", dnsConfig=config), NODE) == (
+            "search x.org\nnameserver 192.0.2.1\noptions ndots:2 rotate\n"
+        )
+
+    def test_hosts(self) -> None:
+        text = hosts_file(pod(hostAliases=[{"ip": "192.0.2.9", "hostnames": ["a", "b"]}]), "web-1", ("10.244.1.7",))
+        assert text.startswith("# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n")
+        assert "\n10.244.1.7\tweb-1\n" in text
+        assert text.endswith("192.0.2.9\ta\tb\n")
+
+
+class TestContainer:
+    def test_the_cgroup_is_kubelets(self) -> None:
+        assert pod_cgroup(NODE.cgroup, pod()) == "/cg/node2/kubepods/besteffort/podu-1"
+        burstable = pod({"resources": {"requests": {"cpu": "1"}}})
+        assert pod_cgroup(NODE.cgroup, burstable) == "/cg/node2/kubepods/burstable/podu-1"
+        guaranteed = pod({"resources": {"limits": {"cpu": "1", "memory": "1Gi"}}})
+        assert pod_cgroup(NODE.cgroup, guaranteed) == "/cg/node2/kubepods/podu-1"
+        assert pod_cgroup(None, pod()) is None
+
+    def test_names_and_places(self) -> None:
+        spec = spec_of(pod())
+        assert (spec.hostname, spec.name) == ("web-1", "main")
+        assert spec.cgroup == f"/cg/node2/kubepods/besteffort/podu-1/{spec.id}"
+        assert spec.volumes == {"/var/run/secrets/kubernetes.io/serviceaccount": {"namespace": "shop"}}
+        assert spec_of(pod(hostNetwork=True)).hostname == "node2"
+
+    def test_environment(self) -> None:
+        entries = [
+            {"name": "A", "value": "1"},
+            {"name": "B", "value": "$(A)-$(UNKNOWN)"},
+            *(
+                {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
+                for name, path in {
+                    "NAME": "metadata.name",
+                    "IP": "status.podIP",
+                    "NODE": "spec.nodeName",
+                    "NODE_IP": "status.hostIP",
+                    "LABEL": "metadata.labels['app']",
+                    "ACCOUNT": "spec.serviceAccountName",
+                }.items()
+            ),
+        ]
+        env = spec_of(pod({"env": entries})).env
+        expected = {
+            "A": "1",
+            "B": "1-$(UNKNOWN)",
+            "NAME": "web-1",
+            "IP": "10.244.1.7",
+            "NODE": "node2",
+            "NODE_IP": "172.18.0.3",
+            "LABEL": "web",
+            "ACCOUNT": "default",
+            "HOSTNAME": "web-1",
+            "KUBERNETES_SERVICE_HOST": "10.96.0.1",
+        }
+        assert {name: env.get(name) for name in expected} == expected
+
+    def test_programs_that_can_not_tell_are_watched(self) -> None:
+        ports = [{"containerPort": 80}, {"containerPort": 53, "protocol": "UDP"}]
+        assert spec_of(pod({"ports": ports})).wait_for_ports == []
+        assert spec_of(pod({"ports": ports, "image": "nginx"})).wait_for_ports == [80]
+        assert spec_of(pod({"ports": ports, "command": ["python3"]})).wait_for_ports == [80]
+
+    def test_host_paths(self) -> None:
+        mounts = [{"name": "lock", "mountPath": "/run/xtables.lock"}]
+        volumes = [{"name": "lock", "hostPath": {"path": "/run/the.lock"}}]
+        assert spec_of(pod({"volumeMounts": mounts}, volumes=volumes)).binds == {"/run/xtables.lock": "/run/the.lock"}
+
+
+class TestImages:
+    @pytest.mark.parametrize(
+        "reference",
+        ["kube-proxy", "kube-proxy:v1", "registry.k8s.io/kube-proxy:v1.30.5", "localhost:5000/a/kube-proxy@sha256:00"],
+    )
+    def test_names(self, reference: str) -> None:
+        assert find(reference).name == "kube-proxy"
+
+    def test_an_unknown_one_lists_the_known(self) -> None:
+        with pytest.raises(UnknownImage, match='no image "redis:7" here; known are client, coredns, http-echo'):
+            find("redis:7")

@@ -1,0 +1,209 @@
+"""A miniature cluster for tests: started and ended through the command, under a name of its own.
+
+What belongs here: driving `k8snet-lab`, and what is left of a cluster when it has ended. What does not: assertions.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).parents[2]
+MANIFEST = Path(__file__).with_name("shop.yaml")
+COMMAND_SECONDS = 60.0
+
+
+def lab(
+    *arguments: str, check: bool = True, feed: str | None = None, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run `k8snet-lab`; with `check`, a failure is an AssertionError that shows what it said."""
+    command = [sys.executable, "-m", "labs.cli", *arguments]
+    options = {"cwd": REPOSITORY, "timeout": COMMAND_SECONDS, "capture_output": True, "text": True, **options}
+    done = subprocess.run(command, input=feed, **options)
+    assert not check or done.returncode == 0, f"{' '.join(arguments)}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+@dataclass
+class Lab:
+    """One cluster. Use it as a context manager: it is up inside and gone afterwards."""
+
+    options: Sequence[str] = ()
+    name: str = field(default_factory=lambda: f"test-{secrets.token_hex(4)}")
+
+    def __enter__(self) -> Lab:
+        try:
+            lab("up", "--name", self.name, *self.options)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        lab("down", "--name", self.name)
+
+    def status(self) -> dict[str, Any]:
+        """What `status -o json` prints."""
+        document: dict[str, Any] = json.loads(lab("status", "--name", self.name, "-o", "json").stdout)
+        return document
+
+    def status_or_reasons(self) -> list[str]:
+        """What keeps the cluster from being ready; [] when nothing does."""
+        done = lab("status", "--name", self.name, "-o", "json", check=False)
+        reasons: list[str] = json.loads(done.stdout)["unready"]
+        assert done.returncode == (1 if reasons else 0)
+        return reasons
+
+    def exec(self, target: str, *command: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run a command on a node or in a pod."""
+        return lab("exec", "--name", self.name, target, "--", *command, check=check, **options)
+
+    def spawn(self, target: str, *command: str, **options: Any) -> subprocess.Popen[str]:
+        """Start a command on a node or in a pod, and don't wait for it."""
+        arguments = [sys.executable, "-m", "labs.cli", "exec", "--name", self.name, target, "--", *command]
+        return subprocess.Popen(arguments, cwd=REPOSITORY, text=True, **options)
+
+    def kubeconfig(self) -> str:
+        """The path of the cluster's kubeconfig."""
+        return lab("kubeconfig", "--name", self.name).stdout.strip()
+
+    def get(self, target: str, url: str, *options: str) -> dict[str, Any]:
+        """What an HTTP server of the cluster answers to curl on `target`."""
+        answer: dict[str, Any] = json.loads(self.exec(target, "curl", "-sS", "--max-time", "5", *options, url).stdout)
+        return answer
+
+    def pods(self, namespace: str, prefix: str = "") -> list[dict[str, Any]]:
+        """The pods of a namespace whose names start so."""
+        pods = self.status()["pods"]
+        return [pod for pod in pods if pod["namespace"] == namespace and pod["name"].startswith(prefix)]
+
+    @property
+    def directory(self) -> Path:
+        """The cluster's state directory."""
+        return Path("/run/k8snet", self.name)
+
+    def ledger(self) -> dict[str, Any]:
+        """The cluster's ledger; {} when there is none (yet)."""
+        try:
+            document: dict[str, Any] = json.loads((self.directory / "ledger.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return document
+
+
+@dataclass
+class Trace:
+    """What a cluster consists of while it lives, to find what is left of it afterwards."""
+
+    directory: Path
+    cgroup: Path | None
+    processes: dict[int, str] = field(default_factory=dict)  # pid -> start time
+    namespaces: set[int] = field(default_factory=set)  # inodes
+
+    @classmethod
+    def of(cls, cluster: Lab) -> Trace:
+        """Everything of a cluster, as far as it has come."""
+        ledger = cluster.ledger()
+        trace = cls(cluster.directory, Path(ledger["cgroup"]) if ledger.get("cgroup") else None)
+        for known in (ledger.get("guardian"), ledger.get("supervisor")):
+            if known:
+                trace._add(known[0])
+        return trace
+
+    def _add(self, pid: int) -> None:
+        host = Path("/proc/self/ns/net").stat().st_ino
+        for process in descendants(pid):
+            try:
+                self.processes[process] = start_time(process)
+                inode = Path(f"/proc/{process}/ns/net").stat().st_ino
+            except OSError:
+                continue
+            if inode != host:
+                self.namespaces.add(inode)
+
+    def remains(self) -> list[str]:
+        """What is still there of it, one line each."""
+        left = [f"file {path}" for path in (self.directory, self.cgroup) if path is not None and path.exists()]
+        left += [describe(pid) for pid, started in self.processes.items() if started and start_time(pid) == started]
+        left += [f"network namespace {inode}" for inode in self.namespaces & used_namespaces()]
+        return left
+
+    def wait_until_gone(self, seconds: float) -> list[str]:
+        """Wait until nothing is left, at most so long; gives what is still left then."""
+        deadline = time.monotonic() + seconds
+        while (left := self.remains()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return left
+
+
+def describe(pid: int) -> str:
+    """A process in words."""
+    try:
+        words = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        waiting = Path(f"/proc/{pid}/wchan").read_text()
+    except (OSError, ValueError):
+        return f"process {pid}"
+    return f"process {pid} {words['Name']}, {words['State']}, parent {words['PPid']}, in {waiting}"
+
+
+def start_time(pid: int) -> str:
+    """When a process started, in clock ticks; "" when it is gone or only waits to be reaped."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in ("Z", "X") else fields[19]
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """A process and all that descend from it."""
+    yield pid
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return
+    for child in children:
+        yield from descendants(int(child))
+
+
+def used_namespaces() -> set[int]:
+    """The network namespaces that some process lives in, or that are mounted for us to see."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                found.add((entry / "ns" / "net").stat().st_ino)
+            except OSError:
+                continue
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        root = line.split()[3]
+        if root.startswith("net:["):
+            found.add(int(root[5:-1]))
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """What the machine's own network, mounts and settings look like: no cluster may change it."""
+
+    def output(*command: str) -> str:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    rules = [line for line in output("iptables-save").splitlines() if not line.startswith(("#", ":"))]
+    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    settings = ("ip_forward", "conf/all/route_localnet", "conf/all/forwarding", "conf/default/rp_filter")
+    return {
+        "links": sorted(link["ifname"] for link in json.loads(output("ip", "-j", "link"))),
+        "addresses": output("ip", "-br", "address"),
+        "routes": output("ip", "route", "show", "table", "all"),
+        "rules": rules,
+        "mounts": sorted(path for path in mounts if not path.startswith("/run/netns/")),
+        "settings": {name: Path("/proc/sys/net/ipv4", name).read_text() for name in settings},
+        "etc": sorted((str(path), path.lstat().st_mtime_ns) for path in Path("/etc").iterdir()),
+    }
