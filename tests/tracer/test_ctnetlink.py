@@ -200,7 +200,7 @@ def _states(messages: list[Message | None]) -> list[tuple[int, int | None]]:
 
 @pytest.mark.root
 def test_events_of_a_short_connection(namespace: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of all that the kernel says about it, two messages pass: the filter tells them from the others."""
+    """Of all that the kernel says about it, three messages pass: the filter tells them from the others."""
     namespace.sh("iptables -A INPUT -m conntrack --ctstate NEW -j ACCEPT")
     with monkeypatch.context() as unfiltered:
         unfiltered.setattr(ctnetlink, "_attach_filter", lambda sock: None)
@@ -218,7 +218,7 @@ def test_events_of_a_short_connection(namespace: Namespace, monkeypatch: pytest.
         namespace.sh("ping -c 1 127.0.0.1")
         all_states, passed = _states(_received(everything)), _states(_received(filtered))
     assert [state for _, state in all_states[:3]] == [1, 2, 3] and len(all_states) >= 8
-    assert passed == [(NEW, 1), (UPDATE, 3), (NEW, 1), (DESTROY, 8)]
+    assert passed == [(NEW, 1), (UPDATE, 3), (UPDATE, 4), (NEW, 1), (DESTROY, 8)]
 
 
 @pytest.mark.root
@@ -239,6 +239,19 @@ def test_the_filter_by_state(
         namespace.sh(f"conntrack -I {tuples} --timeout 100 --state {states[0]}")
         namespace.sh(*(f"conntrack -U {tuples} --state {state}" for state in states[1:]), f"conntrack -D {tuples}")
         assert _states(_received(events)) == expected
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(("state", "number"), [("FIN_WAIT", 4), ("CLOSE", 8)])
+def test_an_end_that_is_told_instead_of_the_beginning_passes(namespace: Namespace, state: str, number: int) -> None:
+    """Two CPUs: when the event about ESTABLISHED is written, the entry has gone on to another state."""
+    tuples = "-p tcp -s 10.0.0.1 -d 10.0.0.2 --sport 1000 --dport 80"
+    with namespace.run(lambda: ctnetlink.open_events(1 << 20)) as events:
+        namespace.sh(
+            f"conntrack -I {tuples} --timeout 100 --state SYN_SENT",
+            f"conntrack -U {tuples} --state {state} --status SEEN_REPLY,ASSURED",
+        )
+        assert _states(_received(events)) == [(NEW, 1), (UPDATE, number)]
 
 
 @pytest.mark.root

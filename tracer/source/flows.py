@@ -6,7 +6,7 @@ namespaces and threads (`tracer.source.conntrack`), bytes (`tracer.ctnetlink`). 
 What an event says (net/netfilter/nf_conntrack_proto_tcp.c, nf_conntrack_core.c):
 
     protocol  event                                                   outcome
-    TCP       UPDATE to ESTABLISHED or a later state                  established
+    TCP       UPDATE to ESTABLISHED or a later state, or ASSURED      established
               DESTROY in CLOSE, no reply seen before                  refused: a RST in answer to a SYN deletes it
               UPDATE to CLOSE; DESTROY in CLOSE, reply seen before    reset: during the handshake
               DESTROY in SYN_SENT or SYN_RECV, no time left           timeout: two minutes after the last SYN
@@ -46,6 +46,7 @@ from tracer.ctnetlink import (
     IPPROTO_SCTP,
     IPPROTO_TCP,
     IPPROTO_UDP,
+    IPS_ASSURED,
     IPS_DST_NAT,
     IPS_NAT_MASK,
     IPS_SEEN_REPLY,
@@ -321,11 +322,14 @@ def _after(message: Message) -> Tuple:
 def _outcome(message: Message) -> Outcome | None:
     """What an UPDATE or DESTROY event says of the connection; None when it goes on."""
     protocol, state = message.protocol, message.state
-    seen_reply = (message.status or 0) & IPS_SEEN_REPLY
+    status = message.status or 0
+    seen_reply = status & IPS_SEEN_REPLY
     if protocol == IPPROTO_UDP:
         if seen_reply:
             return Outcome.ANSWERED
         return Outcome.SENT if message.kind == DESTROY else None
+    if protocol == IPPROTO_TCP and status & IPS_ASSURED:
+        return Outcome.ESTABLISHED  # whatever came after it before the event was written: see tracer.ctnetlink
     if state == _CLOSED[protocol]:
         return Outcome.RESET if seen_reply else Outcome.REFUSED
     if state is not None and state not in _HANDSHAKES[protocol]:

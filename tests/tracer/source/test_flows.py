@@ -21,6 +21,7 @@ from tracer.ctnetlink import (
     SCTP_ESTABLISHED,
     TCP_CLOSE,
     TCP_ESTABLISHED,
+    TCP_FIN_WAIT,
     TCP_SYN_RECV,
     TCP_SYN_SENT,
     UPDATE,
@@ -120,6 +121,19 @@ def test_a_translated_connection(following: Following, node: Place) -> None:
         source=ip(POD) + bytes(12), destination=ip(SERVICE) + bytes(12), backend=ip(BACKEND) + bytes(12),
         comm=bytes(16),
     )  # fmt: skip
+    assert len(following.flows) == 0
+
+
+@pytest.mark.parametrize("state", [TCP_FIN_WAIT, TCP_CLOSE])
+def test_an_end_that_is_told_instead_of_the_beginning(following: Following, node: Place, state: int) -> None:
+    """Both happened before the event was written: only that the entry is ASSURED tells that it was established."""
+    following.see(node, dnat(), update(dnat(), state, IPS_SEEN_REPLY | IPS_ASSURED))
+    assert following.outcomes() == [Outcome.ESTABLISHED]
+
+
+def test_an_end_that_is_told_too_adds_nothing(following: Following, node: Place) -> None:
+    following.see(node, dnat(), established(dnat()), update(dnat(), TCP_CLOSE, IPS_SEEN_REPLY | IPS_ASSURED))
+    assert following.outcomes() == [Outcome.ESTABLISHED]
     assert len(following.flows) == 0
 
 
