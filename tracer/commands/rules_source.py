@@ -25,7 +25,7 @@ def rules_options(command: F) -> F:
         multiple=True,
         type=click.Path(dir_okay=False),
         metavar="FILE",
-        help="Saved rules instead of the kernel's: iptables-save, ip6tables-save, nft list ruleset, with or without -j. "
+        help="Saved rules instead of the kernel's: iptables-save, ip6tables-save, nft list ruleset or nft -j. "
         "Repeatable; needs no root.",
     )
     namespace = click.option(
