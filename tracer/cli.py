@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import click
 
 from tracer import __version__
+from tracer.commands.services import services
 from tracer.errors import K8snetError, UsageError
 from tracer.options import TraceGroup, trace_options, wanted
 
@@ -55,6 +56,9 @@ def cli(context: click.Context, /, **options: Any) -> None:
         _show_bpf(options["backend"])
     else:
         _trace(options)
+
+
+cli.add_command(services)
 
 
 @cli.command()

@@ -54,6 +54,25 @@ class Painter:
         return self._console
 
 
+class Brush:
+    """A Painter for many short lines: rich is asked once for each style, instead of once for each line."""
+
+    def __init__(self, *, colour: bool) -> None:
+        self._painter = Painter(colour=colour)
+        self._codes: dict[str, tuple[str, str]] = {}
+
+    def paint(self, spans: Iterable[render.Span]) -> str:
+        """One line without its newline."""
+        return "".join([self._painted(text, style) for text, style in spans])
+
+    def _painted(self, text: str, style: str) -> str:
+        codes = self._codes.get(style)
+        if codes is None:
+            before, _, after = self._painter.paint((render.Span("x", style),)).partition("x")
+            codes = self._codes[style] = (before, after)
+        return codes[0] + text + codes[1]
+
+
 class LineSink:
     """Writes the line form; `width` gives the columns to fill, and may change."""
 

@@ -44,13 +44,18 @@ def coloured() -> bool:
     return os.isatty(STDOUT) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
-def _stdout(output: str, stopped: Callable[[], bool]) -> Sink:
+def writer(stopped: Callable[[], bool] = lambda: False) -> Writer:
+    """What writes to standard output. Raises OutputError when it is closed."""
     if sys.stdout is None:
         raise OutputError("standard output is closed")
-    writer = Writer(STDOUT, "standard output", encoding=sys.stdout.encoding, stopped=stopped)
+    return Writer(STDOUT, "standard output", encoding=sys.stdout.encoding, stopped=stopped)
+
+
+def _stdout(output: str, stopped: Callable[[], bool]) -> Sink:
+    out = writer(stopped)
     if output == "json":
-        return JsonSink(writer)
+        return JsonSink(out)
     painter = Painter(colour=coloured())
     if os.isatty(STDOUT):
-        return RateSink(writer, painter, size)
-    return LineSink(writer, painter, lambda: size()[0])
+        return RateSink(out, painter, size)
+    return LineSink(out, painter, lambda: size()[0])

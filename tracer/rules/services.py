@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from tracer.rules.model import Condition, Interval, Match, address_number
@@ -176,6 +177,25 @@ class ServiceMap:
             if taken:
                 break
         return None
+
+    def named(self, pattern: str) -> list[ServicePort]:
+        """The Service ports of the Services that NAME or NAMESPACE/NAME names; either may be a shell pattern."""
+        qualified = "/" in pattern
+        return [
+            service
+            for service in self.services
+            if fnmatchcase(f"{service.namespace}/{service.name}" if qualified else service.name, pattern)
+        ]
+
+    def nearest(self, name: str, count: int = 3) -> list[str]:
+        """The NAMESPACE/NAME of Services that are called nearly so, the nearest first: for whoever mistyped."""
+        from difflib import get_close_matches
+
+        known = dict.fromkeys((service.namespace, service.name) for service in self.services)
+        if "/" in name:
+            return get_close_matches(name, [f"{namespace}/{service}" for namespace, service in known], count)
+        near = get_close_matches(name, dict.fromkeys(service for _, service in known), count)
+        return [f"{namespace}/{service}" for word in near for namespace, service in known if service == word][:count]
 
     def to_json(self) -> list[dict[str, Any]]:
         """The document of `k8snet-trace services -o json`."""
