@@ -5,7 +5,7 @@ What belongs here: which reader a file needs, and putting several files together
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tracer.errors import FormatError, K8snetError
@@ -40,7 +40,7 @@ def read_files(paths: Iterable[str | Path]) -> RuleSet:
 
 def read_text(text: str, name: str) -> RuleSet:
     """One file's rules; `name` is what errors call it. Raises FormatError."""
-    first = next((line for line in map(str.strip, text.split("\n")) if line and not _is_nft_comment(line)), "")
+    first = next((line for line in map(str.strip, _lines(text)) if line and not _is_nft_comment(line)), "")
     if not first:
         raise FormatError(f"{name}:1: holds no rules", hint="save some with iptables-save, or nft list ruleset")
     if first.startswith(("{", "[")):
@@ -53,6 +53,15 @@ def read_text(text: str, name: str) -> RuleSet:
         f"{name}:1: holds no rules that we know: {first[:60]!r}",
         hint="save some with iptables-save, nft list ruleset, or nft -j list ruleset",
     )
+
+
+def _lines(text: str) -> Iterator[str]:
+    """Line by line: of 16 MB, one or two are looked at."""
+    start = 0
+    while (end := text.find("\n", start)) >= 0:
+        yield text[start:end]
+        start = end + 1
+    yield text[start:]
 
 
 def _is_nft_comment(line: str) -> bool:

@@ -44,7 +44,7 @@ def _read_service_ips(table: Table, routes: Routes, building: Building) -> dict[
         route = routes.of(chain)
         branches = route.branches
         ranges: tuple[str, ...] = ()
-        if isinstance(firewall, Verdict) and firewall.chain in table.chains:
+        if isinstance(firewall, Verdict) and firewall.chain is not None and firewall.chain in table.chains:
             kind = "LoadBalancer"
             allowed = _allowed_sources(table, firewall.chain)
             branches = tuple(branch._replace(conditions=allowed + branch.conditions) for branch in branches)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from tracer.errors import FormatError
 from tracer.rules.model import Chain, Element, Hook, Origin, Rule, Rules, RuleSet, Set, Table
@@ -46,32 +46,43 @@ def read_objects(objects: list[Any], name: str) -> RuleSet:
     return reader.rules
 
 
+class _Open(NamedTuple):
+    """A table to which chains and sets are still added."""
+
+    family: str
+    chains: dict[str, Chain]
+    sets: dict[str, Set]
+
+
 class _Reader:
     """The tables so far; chains and sets may come in any order after their table."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self.rules = RuleSet()
-        self._tables: dict[tuple[str, str], Table] = {}
+        self._tables: dict[tuple[str, str], _Open] = {}
 
     def add(self, kind: str, body: Json) -> None:
         if kind == "table":
-            table = Table(_text(body, "family"), _text(body, "name"), Origin.NFTABLES, comment=body.get("comment"))
-            if (table.family, table.name) in self._tables:
-                raise ValueError(f"a second table {table.family} {table.name}")
-            self._tables[table.family, table.name] = table
+            chains: dict[str, Chain] = {}
+            sets: dict[str, Set] = {}
+            family, name = _text(body, "family"), _text(body, "name")
+            table = Table(family, name, Origin.NFTABLES, chains, sets, body.get("comment"))
+            if (family, name) in self._tables:
+                raise ValueError(f"a second table {family} {name}")
+            self._tables[family, name] = _Open(family, chains, sets)
             self.rules.tables.append(table)
         elif kind == "chain":
             self._add_chain(self._tables[body["family"], body["table"]], body)
         elif kind == "set" or kind == "map":
-            table = self._tables[body["family"], body["table"]]
-            table.sets[_text(body, "name")] = _set(body, table.family, self._name)
+            opened = self._tables[body["family"], body["table"]]
+            opened.sets[_text(body, "name")] = _set(body, opened.family, self._name)
         elif kind == "rule":
             if not isinstance(body["expr"], list):
                 raise TypeError("expr is no list")
             self._tables[body["family"], body["table"]].chains[body["chain"]].rules.raw.append(body)
 
-    def _add_chain(self, table: Table, body: Json) -> None:
+    def _add_chain(self, table: _Open, body: Json) -> None:
         hook = None
         if "hook" in body:
             device = body.get("dev")

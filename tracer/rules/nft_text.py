@@ -43,6 +43,8 @@ class _Reader:
         self._name = name
         self._number = 0
         self._rules = RuleSet()
+        self._chains: dict[str, Chain] = {}  # of the table at hand
+        self._sets: dict[str, Set] = {}
 
     def read(self) -> RuleSet:
         while (line := self._next()) is not None:
@@ -52,7 +54,8 @@ class _Reader:
             family, name = match[1] or "ip", match[2]
             if self._rules.table(family, name) is not None:
                 raise self._error(f"a second table {family} {name}")
-            table = Table(family, name, Origin.NFTABLES)
+            self._chains, self._sets = {}, {}
+            table = Table(family, name, Origin.NFTABLES, self._chains, self._sets)
             self._rules.tables.append(table)
             self._read_table(table)
         return self._rules
@@ -86,9 +89,9 @@ class _Reader:
                 elif not line.startswith("flags "):
                     raise self._error(f"neither a set, a map nor a chain: {line[:60]!r}")
             elif block[1] == "chain":
-                table.chains[block[2]] = self._read_chain(table, block[2])
+                self._chains[block[2]] = self._read_chain(table, block[2])
             else:
-                table.sets[block[2]] = self._read_set(table, block[1], block[2])
+                self._sets[block[2]] = self._read_set(table, block[1], block[2])
 
     def _pass_over(self, opening: str) -> None:
         """A kind of block that we do not know, with those in it."""

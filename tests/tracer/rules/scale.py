@@ -42,32 +42,86 @@ def iptables_save(services: int, endpoints: int = 3) -> str:
     rules.append('-A OUTPUT -m comment --comment "kubernetes service portals" -j KUBE-SERVICES')
     rules.append("-A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000")
     chains.append(":KUBE-SERVICES - [0:0]")
+    rules += (f"-A KUBE-SERVICES {_match(number)} -j {_service_chain(number)}" for number in range(services))
     for number in range(services):
-        service_chain = "KUBE-SVC-" + chain_hash(service_name(number), "tcp")
-        chains.append(f":{service_chain} - [0:0]")
-        rules += _service(number, service_chain)
+        chains.append(f":{_service_chain(number)} - [0:0]")
+        chains += (f":{_endpoint_chain(number, endpoint)} - [0:0]" for endpoint in range(endpoints))
+        rules.append(f"-A {_service_chain(number)} ! -s 10.128.0.0/9 {_match(number)} -j KUBE-MARK-MASQ")
+        rules += (_choice(number, endpoint, endpoints) for endpoint in range(endpoints))
         for endpoint in range(endpoints):
-            chains.append(f":{_endpoint_chain(number, endpoint)} - [0:0]")
-            rules += _endpoint(number, endpoint, endpoints, service_chain)
+            rules += _endpoint(number, endpoint)
     return "\n".join([_HEADER, "*nat", *chains, *rules, "COMMIT", "# Completed", ""])
 
 
-def _service(number: int, chain: str) -> Iterator[str]:
-    match = (
+def _service_chain(number: int) -> str:
+    return "KUBE-SVC-" + chain_hash(service_name(number), "tcp")
+
+
+def _match(number: int) -> str:
+    return (
         f'-d {cluster_ip(number)}/32 -p tcp -m comment --comment "{service_name(number)} cluster IP" -m tcp --dport 80'
     )
-    yield f"-A KUBE-SERVICES {match} -j {chain}"
-    yield f"-A {chain} ! -s 10.128.0.0/9 {match} -j KUBE-MARK-MASQ"
 
 
 def _endpoint_chain(number: int, endpoint: int) -> str:
     return "KUBE-SEP-" + chain_hash(service_name(number), "tcp", endpoint_ip(number, endpoint))
 
 
-def _endpoint(number: int, endpoint: int, endpoints: int, service_chain: str) -> Iterator[str]:
-    name, ip, chain = service_name(number), endpoint_ip(number, endpoint), _endpoint_chain(number, endpoint)
+def _choice(number: int, endpoint: int, endpoints: int) -> str:
     left = endpoints - endpoint
     chance = f"-m statistic --mode random --probability {1 / left:0.11f} " if left > 1 else ""
-    yield f'-A {service_chain} -m comment --comment "{name} -> {ip}:8080" {chance}-j {chain}'
+    comment = f"{service_name(number)} -> {endpoint_ip(number, endpoint)}:8080"
+    target = _endpoint_chain(number, endpoint)
+    return f'-A {_service_chain(number)} -m comment --comment "{comment}" {chance}-j {target}'
+
+
+def _endpoint(number: int, endpoint: int) -> Iterator[str]:
+    name, ip, chain = service_name(number), endpoint_ip(number, endpoint), _endpoint_chain(number, endpoint)
     yield f'-A {chain} -s {ip}/32 -m comment --comment "{name}" -j KUBE-MARK-MASQ'
     yield f'-A {chain} -p tcp -m comment --comment "{name}" -m tcp -j DNAT --to-destination {ip}:8080'
+
+
+def nftables(services: int, endpoints: int = 3) -> str:
+    """What `nft list ruleset` prints of kube-proxy's nftables mode for the same Services."""
+    names = [_nft_name(number) for number in range(services)]
+    addresses = ",\n\t\t\t     ".join(cluster_ip(number) for number in range(services))
+    served = ",\n\t\t\t     ".join(
+        f"{cluster_ip(number)} . tcp . 80 : goto service-{name}" for number, name in enumerate(names)
+    )
+    chains = [
+        "\tchain nat-prerouting {\n\t\ttype nat hook prerouting priority -100; policy accept;\n\t\tjump services\n\t}",
+        "\tchain nat-output {\n\t\ttype nat hook output priority -100; policy accept;\n\t\tjump services\n\t}",
+        "\tchain services {\n\t\tip daddr . meta l4proto . th dport vmap @service-ips\n\t}",
+        "\tchain mark-for-masquerade {\n\t\tmeta mark set meta mark | 0x00004000\n\t}",
+    ]
+    for number, name in enumerate(names):
+        chains += _nft_service(number, name, endpoints)
+    sets = [
+        f"\tset cluster-ips {{\n\t\ttype ipv4_addr\n\t\telements = {{ {addresses} }}\n\t}}",
+        "\tmap service-ips {\n\t\ttype ipv4_addr . inet_proto . inet_service : verdict\n"
+        f"\t\telements = {{ {served} }}\n\t}}",
+    ]
+    return "table ip kube-proxy {\n" + "\n\n".join([*sets, *chains]) + "\n}\n"
+
+
+def _nft_name(number: int) -> str:
+    namespace, _, name = service_name(number).removesuffix(":http").partition("/")
+    return f"{chain_hash(service_name(number), 'nft')[:8]}-{namespace}/{name}/tcp/http"
+
+
+def _nft_service(number: int, name: str, endpoints: int) -> Iterator[str]:
+    chains = []
+    for endpoint in range(endpoints):
+        ip = endpoint_ip(number, endpoint)
+        chain = f"endpoint-{chain_hash(name, ip)[:8]}-{name.partition('-')[2]}__{ip}/8080"
+        chains.append(chain)
+        yield (
+            f"\tchain {chain} {{\n\t\tip saddr {ip} jump mark-for-masquerade\n"
+            f"\t\tmeta l4proto tcp dnat to {ip}:8080\n\t}}"
+        )
+    choice = ", ".join(f"{index} : goto {chain}" for index, chain in enumerate(chains))
+    yield (
+        f"\tchain service-{name} {{\n"
+        f"\t\tip daddr {cluster_ip(number)} tcp dport 80 ip saddr != 10.128.0.0/9 jump mark-for-masquerade\n"
+        f"\t\tnumgen random mod {endpoints} vmap {{ {choice} }}\n\t}}"
+    )
