@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import click
 
 from tracer import __version__
+from tracer.commands.probe import probe
 from tracer.commands.services import services
 from tracer.errors import K8snetError, UsageError
 from tracer.options import TraceGroup, trace_options, wanted
@@ -59,6 +60,7 @@ def cli(context: click.Context, /, **options: Any) -> None:
 
 
 cli.add_command(services)
+cli.add_command(probe)
 
 
 @cli.command()

@@ -101,6 +101,11 @@ class LocalPods:
             self._missed.set()
         return self._by_netns.get(netns)
 
+    def scanned(self) -> dict[int, PodName]:
+        """Scan now, without the thread, and give what was found, by network namespace."""
+        self._scan()
+        return dict(self._by_netns)
+
     def _run(self) -> None:
         while not self._stop.is_set():
             self._scan()
@@ -173,6 +178,15 @@ class LocalPods:
         changed |= {_netns_key(netns) for netns, _ in self._by_netns.items() ^ by_netns.items()}
         self._by_address, self._by_netns = by_address, by_netns
         self._changes.touch(changed)
+
+
+def local_pods() -> dict[int, PodName]:
+    """The pods on this machine by network namespace, from one scan of /proc that is made now; the API is not asked.
+
+    A node's own namespace is there under the name of a pod on the node's network, where it has one.
+    """
+    pods = LocalPods(Changes(), lambda netns: False, Api(lambda: False, lambda uid: False))
+    return pods.scanned()
 
 
 def _processes_by_netns() -> dict[int, list[int]]:
