@@ -17,6 +17,7 @@ import click
 
 from tracer import __version__
 from tracer.commands.probe import probe
+from tracer.commands.explain import explain
 from tracer.commands.services import services
 from tracer.errors import K8snetError, UsageError
 from tracer.options import TraceGroup, trace_options, wanted
@@ -60,6 +61,7 @@ def cli(context: click.Context, /, **options: Any) -> None:
 
 
 cli.add_command(services)
+cli.add_command(explain)
 cli.add_command(probe)
 
 

@@ -1,0 +1,538 @@
+"""Walks packets through the rules of one base chain, and tells each rule that took them.
+
+What belongs here: rules, chains, jumps and verdicts, as the kernel's two engines run them. What does not: the order of
+base chains and hooks (`hooks`), and what the walk means for whoever asked (`explain`).
+Sources: Linux net/ipv4/netfilter/ip_tables.c (ipt_do_table); net/netfilter/nf_tables_core.c (nft_do_chain).
+
+All that may happen is followed at once: `Worlds` says which packets there can be, and with which probability. Where
+chance decides, a packet goes both ways; ways that lead to equal packets become one again, so that a thousand endpoints
+cost a thousand rules and no more. Where a condition can't be told, the packet goes on as if the rule were not there,
+and once more, with probability 0, as if it applied: what only such packets meet *depends*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from tracer.errors import K8snetError
+from tracer.rules import translation
+from tracer.rules.conditions import ABSENT, fields, holds, recent_entry, recent_holds
+from tracer.rules.lookups import Lookups, entry_of
+from tracer.rules.model import (
+    Chain,
+    Chance,
+    Condition,
+    Every,
+    Lookup,
+    Match,
+    Nat,
+    Origin,
+    Other,
+    Part,
+    Recent,
+    Rule,
+    SetMark,
+    Table,
+    Unknown,
+    Update,
+    Verdict,
+)
+from tracer.rules.packet import Packet, Place, Tracking
+from tracer.rules.refusals import candidates
+from tracer.rules.statements import change_other, set_mark
+
+Worlds = dict[Packet, float]
+
+MOST_WORLDS = 50_000
+_DEEPEST = 16  # jumps and gotos in nf_tables (include/net/netfilter/nf_tables.h, NFT_JUMP_STACK_SIZE)
+_DEEPEST_LEGACY = 150  # legacy iptables has no limit but loops, Python has one
+_CONDITIONS = (Match, Chance, Every, Recent, Unknown)
+
+
+class TooManyWays(K8snetError):
+    """Rules with so many random marks that their combinations can't be told one by one."""
+
+
+@dataclass(slots=True)
+class Step:
+    """A rule that took packets, and what it did.
+
+    rule: counted from 1, as iptables --line-numbers does; None for the policy of a base chain. effect: what the rule
+    does: accept, drop, reject, jump, goto, return, dnat, snat, masquerade, redirect, netmap, mark, queue, or another
+    target's name in small letters; missing or loop for a jump that can't be made; depends where it can't be told
+    whether the rule applies, and `would` is what it does then. probability: the share of all packets that it takes.
+    parent: the step whose jump led here. target: where to. on: the words of the conditions that can't be told.
+    """
+
+    number: int
+    hook: str
+    table: Table
+    chain: str
+    rule: int | None
+    text: str
+    effect: str
+    probability: float
+    parent: int | None
+    target: str | None = None
+    would: str | None = None
+    on: tuple[str, ...] = ()
+    comment: str | None = None
+    parts: tuple[Part, ...] = ()
+    verdict: Verdict | None = None
+    same_as: int | None = None  # the step of an equal jump, whose steps are not told again
+
+
+class Ended(NamedTuple):
+    """Packets that went no further. verdict: drop or reject. step: the number of the step that decided."""
+
+    verdict: str
+    packet: Packet
+    probability: float
+    step: int
+
+
+class Visited(NamedTuple):
+    """One walk through a chain: how many rules packets came to, and which of these took any. step: that led here."""
+
+    hook: str
+    table: Table
+    chain: str
+    step: int | None
+    met: int
+    took: tuple[int, ...]
+
+    @property
+    def passed(self) -> int:
+        """How many rules were passed over."""
+        return self.met - len(self.took)
+
+
+@dataclass(slots=True)
+class _Memory:
+    """What a walk through a chain came to, for packets of probability 1."""
+
+    returned: Worlds
+    accepted: Worlds
+    ended: list[Ended]
+    step: int | None
+
+
+class Walker:
+    """Follows packets through chains; gathers steps, ends, and what people should know."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+        self.ended: list[Ended] = []
+        self.visited: list[Visited] = []
+        self.notes: dict[str, None] = {}
+        self.affinity: int | None = None
+        self._lookups = Lookups()
+        self._accepted: Worlds = {}
+        self._active: list[str] = []
+        self._memory: dict[object, _Memory] = {}
+
+    def base(self, place: Place, table: Table, chain: Chain, worlds: Worlds) -> Worlds:
+        """The packets that the base chain lets through."""
+        self._accepted = {}
+        self._memory = {}
+        self._active = [chain.name]
+        back = _Chain(self, place, table, chain, None).walk(worlds)
+        if chain.policy == "drop":
+            step = self.record(place, table, chain.name, None, None, "drop", sum(back.values()), None)
+            self._end("drop", back, step)
+            back = {}
+        merge(self._accepted, back)
+        return self._accepted
+
+    def record(
+        self,
+        place: Place,
+        table: Table,
+        chain: str,
+        index: int | None,
+        rule: Rule | None,
+        effect: str,
+        probability: float,
+        parent: int | None,
+    ) -> Step:
+        """Add a step."""
+        number = len(self.steps)
+        text = f"policy {effect}" if rule is None else rule.text
+        step = Step(
+            number, place.hook, table, chain, None if index is None else index + 1, text, effect, probability, parent
+        )
+        if rule is not None:
+            step.comment, step.parts, step.verdict = rule.comment, rule.parts, rule.verdict
+        self.steps.append(step)
+        return step
+
+    def note(self, text: str) -> None:
+        """Tell people something, once."""
+        self.notes.setdefault(text)
+
+    def _end(self, verdict: str, worlds: Worlds, step: Step) -> None:
+        self.ended += (Ended(verdict, packet, weight, step.number) for packet, weight in worlds.items())
+
+    def _accept(self, worlds: Worlds) -> None:
+        merge(self._accepted, worlds)
+
+    def _enter(self, place: Place, table: Table, chain: Chain, worlds: Worlds, step: Step) -> Worlds:
+        """Walk through a chain that a rule leads to; an equal walk through the same chain is not made twice."""
+        scale = max(worlds.values()) or 1.0
+        key = (chain.name, frozenset((packet, round(weight / scale, 12)) for packet, weight in worlds.items()))
+        memory = self._memory.get(key)
+        if memory is None:
+            memory = self._memory[key] = self._walk_anew(place, table, chain, worlds, step, scale)
+        else:
+            step.same_as = memory.step
+        merge(self._accepted, _scaled(memory.accepted, scale))
+        self.ended += (each._replace(probability=each.probability * scale) for each in memory.ended)
+        return _scaled(memory.returned, scale)
+
+    def _walk_anew(self, place: Place, table: Table, chain: Chain, worlds: Worlds, step: Step, scale: float) -> _Memory:
+        outer_accepted, outer_ended = self._accepted, self.ended
+        self._accepted, self.ended = {}, []
+        self._active.append(chain.name)
+        first = len(self.steps)
+        returned = _Chain(self, place, table, chain, step.number).walk(worlds)
+        self._active.pop()
+        ended = [each._replace(probability=each.probability / scale) for each in self.ended]
+        told = step.number if len(self.steps) > first else None
+        memory = _Memory(_scaled(returned, 1 / scale), _scaled(self._accepted, 1 / scale), ended, told)
+        self._accepted, self.ended = outer_accepted, outer_ended
+        return memory
+
+
+class _Chain:
+    """One walk of some packets through one chain."""
+
+    def __init__(self, walker: Walker, place: Place, table: Table, chain: Chain, parent: int | None) -> None:
+        self._walker = walker
+        self._place = place
+        self._table = table
+        self._chain = chain
+        self._parent = parent
+        self._returned: Worlds = {}
+        self._index = 0
+        self._on: list[str] = []
+
+    def walk(self, worlds: Worlds) -> Worlds:
+        """The packets that come back: by return, by a goto's chain, or at the end."""
+        rules = self._chain.rules
+        took = []
+        met = len(rules)
+        for index in candidates(self._table, self._chain, self._place.flow, worlds):
+            self._index = index
+            taken, worlds = self._apply(rules[index], worlds)
+            if taken:
+                took.append(index)
+            if len(worlds) > MOST_WORLDS:
+                raise TooManyWays(
+                    f"the rules of {self._chain.name} mark packets at random in more than {MOST_WORLDS} ways"
+                )
+            if not worlds:
+                met = index + 1
+                break
+        self._walker.visited.append(
+            Visited(self._place.hook, self._table, self._chain.name, self._parent, met, tuple(took))
+        )
+        merge(self._returned, worlds)
+        return self._returned
+
+    def _apply(self, rule: Rule, worlds: Worlds) -> tuple[bool, Worlds]:
+        """Whether the rule took any packets, and those that the next one sees."""
+        alive = worlds
+        left: Worlds = {}
+        self._on = []
+        for part in rule.parts:
+            if isinstance(part, _CONDITIONS):
+                alive, failed = self._split(part, alive)
+                merge(left, failed)
+            else:
+                alive, failed = self._act(part, rule, alive)
+                merge(left, failed)
+                if not alive:
+                    return True, left
+            if not alive:
+                return False, left
+        if not left:
+            return True, alive
+        merge(left, alive)
+        return True, left
+
+    def _split(self, condition: Condition, worlds: Worlds) -> tuple[Worlds, Worlds]:
+        """Those for which the condition holds, and those for which it does not."""
+        if isinstance(condition, Chance):
+            share = 1.0 - condition.probability if condition.negated else condition.probability
+            return _by_chance(worlds, share)
+        if isinstance(condition, Every):
+            share = 1.0 / condition.every if condition.every else 1.0
+            return _by_chance(worlds, 1.0 - share if condition.negated else share)
+        held: Worlds = {}
+        failed: Worlds = {}
+        for packet, weight in worlds.items():
+            answer = self._answer(condition, packet)
+            if answer is None:
+                self._uncertain(condition)
+                held[packet] = 0.0
+                failed[packet] = weight
+            elif answer:
+                held[packet] = weight
+            else:
+                failed[packet] = weight
+        if isinstance(condition, Recent):
+            held = self._remember(condition, held)
+        return held, failed
+
+    def _answer(self, condition: Condition, packet: Packet) -> bool | None:
+        if isinstance(condition, Match):
+            if condition.set is None:
+                return holds(condition, packet, self._place)
+            return self._in_set(condition, packet)
+        if isinstance(condition, Recent):
+            if condition.action in ("rcheck", "update") and not condition.negated:
+                self._sticks(condition.seconds)
+            return recent_holds(condition, packet)
+        return None
+
+    def _in_set(self, match: Match, packet: Packet) -> bool | None:
+        actuals = fields(match.keys, packet, self._place)
+        if ABSENT in actuals:
+            return False
+        name = match.set or ""
+        found = self._walker._lookups.find(self._table, name, actuals, packet)
+        known = self._table.sets.get(name)
+        if known is not None and "dynamic" in known.flags and known.timeout and "saddr" in match.keys[0]:
+            self._sticks(known.timeout)
+        if found.unknown:
+            return None
+        return (found.element is not None) is not match.negated
+
+    def _sticks(self, seconds: int) -> None:
+        """The rule asks whether the client was seen lately: in a nat chain, that is session affinity."""
+        if self._chain_is_nat() and seconds and self._walker.affinity is None:
+            self._walker.affinity = seconds
+
+    def _chain_is_nat(self) -> bool:
+        base = self._table.chains.get(self._walker._active[0])
+        return base is not None and base.hook is not None and base.hook.type == "nat"
+
+    def _remember(self, recent: Recent, worlds: Worlds) -> Worlds:
+        """`--set` and `--update` put the packet into the list."""
+        if recent.action not in ("set", "update"):
+            return worlds
+        return {
+            packet._replace(seen=packet.seen | {recent_entry(recent, packet)}): weight
+            for packet, weight in worlds.items()
+        }
+
+    def _uncertain(self, condition: Condition) -> None:
+        words = condition_words(condition)
+        if words not in self._on:
+            self._on.append(words)
+
+    def _act(self, part: Part, rule: Rule, worlds: Worlds) -> tuple[Worlds, Worlds]:
+        """Those that the statement lets go on within the rule, and those that the next rule sees."""
+        if isinstance(part, Verdict):
+            return self._decide(part, rule, worlds)
+        if isinstance(part, Lookup):
+            return self._look_up(part, rule, worlds)
+        if isinstance(part, Nat):
+            return self._translate(part, rule, worlds)
+        if isinstance(part, SetMark):
+            step = self._record(rule, "mark", worlds)
+            return _changed(worlds, lambda packet: set_mark(part, packet, step.number)), {}
+        if isinstance(part, Update):
+            return _changed(worlds, lambda packet: self._update(part, packet)), {}
+        assert isinstance(part, Other), part
+        return self._other(part, rule, worlds)
+
+    def _update(self, update: Update, packet: Packet) -> Packet:
+        actuals = fields(update.keys, packet, self._place)
+        if update.action == "delete" or ABSENT in actuals:
+            return packet
+        return packet._replace(seen=packet.seen | {entry_of(self._table, update.set, actuals)})
+
+    def _decide(self, verdict: Verdict, rule: Rule, worlds: Worlds) -> tuple[Worlds, Worlds]:
+        kind = verdict.kind
+        if kind == "continue":
+            return {}, worlds
+        step = self._record(rule, kind, worlds, verdict.chain)
+        step.verdict = verdict
+        if kind in ("jump", "goto"):
+            return self._follow(verdict, step, worlds)
+        if kind == "return":
+            merge(self._returned, worlds)
+        elif kind in ("drop", "reject"):
+            self._walker._end(kind, worlds, step)
+        else:
+            self._accept(worlds, step)
+        return {}, {}
+
+    def _accept(self, worlds: Worlds, step: Step) -> None:
+        """accept ends this base chain only. queue: a program decides, which lets most packets through."""
+        if step.effect == "queue" or step.would == "queue":
+            self._walker.note("a program decides (queue): told is what follows if it lets the packet through")
+            self._walker._end("drop", dict.fromkeys(worlds, 0.0), step)
+        if not self._chain_is_nat():
+            worlds = _changed(worlds, lambda packet: packet._replace(accepted=True))
+        self._walker._accept(worlds)
+
+    def _follow(self, verdict: Verdict, step: Step, worlds: Worlds) -> tuple[Worlds, Worlds]:
+        """jump and goto. A jump that can't be made is told, and the packet goes on behind it."""
+        name = verdict.chain or ""
+        chain = self._table.chains.get(name)
+        trouble = None
+        if chain is None:
+            trouble = "missing"
+            self._walker.note(f"chain {self._chain.name} leads to {name}, which table {self._table.name} does not have")
+        elif name in self._walker._active:
+            trouble = "loop"
+            way = " → ".join([*self._walker._active[self._walker._active.index(name) :], name])
+            self._walker.note(f"chains lead in a circle ({way}), which the kernel refuses to load")
+        elif len(self._walker._active) > self._deepest():
+            trouble = "loop"
+            self._walker.note(f"chains lead on from each other more than {self._deepest()} deep at {name}")
+        if chain is None or trouble is not None:
+            step.effect, step.would = trouble or "missing", verdict.kind
+            return worlds, {}
+        back = self._walker._enter(self._place, self._table, chain, worlds, step)
+        if verdict.kind == "jump":
+            return back, {}
+        merge(self._returned, back)
+        return {}, {}
+
+    def _deepest(self) -> int:
+        return _DEEPEST_LEGACY if self._table.origin in (Origin.LEGACY, Origin.UNKNOWN) else _DEEPEST
+
+    def _look_up(self, lookup: Lookup, rule: Rule, worlds: Worlds) -> tuple[Worlds, Worlds]:
+        """vmap: the verdict of the packet's element; without one, the next rule comes."""
+        left: Worlds = {}
+        going: Worlds = {}
+        verdicts: dict[tuple[Verdict, str | None], Worlds] = {}
+        for packet, weight in worlds.items():
+            for element, share in translation.chosen(lookup, packet, self._place, self._table, self._walker._lookups):
+                if share == 0.0 and lookup.keys != ("numgen",):
+                    self._on = [f"{' . '.join(lookup.keys)} vmap @{lookup.map}" if lookup.map else rule.text]
+                if element is None or not isinstance(element.data, Verdict):
+                    left[packet] = left.get(packet, 0.0) + weight * share
+                else:
+                    merge(verdicts.setdefault((element.data, element.comment), {}), {packet: weight * share})
+        for (verdict, comment), taken in verdicts.items():
+            before = len(self._walker.steps)
+            on, behind = self._decide(verdict, rule, taken)
+            if comment is not None and len(self._walker.steps) > before:
+                self._walker.steps[before].comment = comment
+            merge(going, on)
+            merge(left, behind)
+        return going, left
+
+    def _translate(self, nat: Nat, rule: Rule, worlds: Worlds) -> tuple[Worlds, Worlds]:
+        """The packets get new addresses, and leave the base chain."""
+        left: Worlds = {}
+        done: Worlds = {}
+        if not self._chain_is_nat():
+            return worlds, {}
+        number = len(self._walker.steps)
+        destination = translation.changes_destination(nat, self._place)
+        for packet, weight in worlds.items():
+            found = translation.translate(nat, packet, self._place, self._table, self._walker._lookups)
+            if found is None:
+                left[packet] = weight
+                continue
+            if found.note is not None:
+                self._walker.note(found.note)
+            for way in found.ways:
+                new = way.packet._replace(translated=number) if destination else way.packet._replace(masqueraded=number)
+                merge(done, {new: weight * way.share})
+        if done:
+            taken = {packet: weight for packet, weight in worlds.items() if packet not in left}
+            self._record(rule, nat.kind, taken)
+            self._walker._accept(done)
+        return {}, left
+
+    def _other(self, other: Other, rule: Rule, worlds: Worlds) -> tuple[Worlds, Worlds]:
+        name = other.name.lower()
+        changed = change_other(other, name)
+        if changed is not None:
+            step = self._record(rule, "mark" if "mark" in name else name, worlds)
+            return _changed(worlds, lambda packet: changed(packet, step.number)), {}
+        if other.ends is False:
+            if name in ("log", "nflog"):
+                self._record(rule, name, worlds)
+            return worlds, {}
+        step = self._record(rule, name, worlds)
+        if other.ends is None:
+            self._unknown_target(other, step)
+            self._walker._end("drop", dict.fromkeys(worlds, 0.0), step)
+            return worlds, {}
+        self._walker.note(f"{other.name} may do anything with the packet: told is what follows if it lets it through")
+        self._accept(worlds, step)
+        return {}, {}
+
+    def _unknown_target(self, other: Other, step: Step) -> None:
+        step.effect, step.would, step.on = "depends", step.would or step.effect, (*step.on, other.text)
+        if self._table.origin is not Origin.NFTABLES:
+            self._walker.note(
+                f"{other.name} is neither a chain of table {self._table.name} nor a target that we know: "
+                "told is what follows if it does nothing"
+            )
+
+    def _record(self, rule: Rule, effect: str, worlds: Worlds, target: str | None = None) -> Step:
+        step = self._walker.record(
+            self._place, self._table, self._chain.name, self._index, rule, effect, sum(worlds.values()), self._parent
+        )
+        step.target = target
+        if self._on and not any(worlds.values()):
+            step.effect, step.would, step.on = "depends", effect, tuple(self._on)
+        return step
+
+
+def merge(worlds: Worlds, others: Worlds) -> None:
+    """Add these packets to those."""
+    for packet, weight in others.items():
+        worlds[packet] = worlds.get(packet, 0.0) + weight
+
+
+def track(worlds: Worlds) -> Worlds:
+    """Connection tracking sees the packets: the first ones of new flows."""
+    return _changed(
+        worlds, lambda packet: packet._replace(tracking=Tracking.NEW) if packet.tracking is Tracking.NONE else packet
+    )
+
+
+def _changed(worlds: Worlds, change: object) -> Worlds:
+    changed: Worlds = {}
+    for packet, weight in worlds.items():
+        new = change(packet)  # type: ignore[operator]
+        changed[new] = changed.get(new, 0.0) + weight
+    return changed
+
+
+def _scaled(worlds: Worlds, factor: float) -> Worlds:
+    return {packet: weight * factor for packet, weight in worlds.items()}
+
+
+def _by_chance(worlds: Worlds, share: float) -> tuple[Worlds, Worlds]:
+    if share >= 1.0:
+        return worlds, {}
+    if share <= 0.0:
+        return {}, worlds
+    return _scaled(worlds, share), _scaled(worlds, 1.0 - share)
+
+
+def condition_words(condition: Condition) -> str:
+    """A condition in words of nft, or its own where it is unknown."""
+    if isinstance(condition, Unknown):
+        return condition.text
+    if isinstance(condition, Match):
+        keys = " . ".join(condition.keys)
+        what = f"@{condition.set}" if condition.set is not None else _values_words(condition.values)
+        return f"{keys} {'!= ' if condition.negated else ''}{what}"
+    return type(condition).__name__.lower()
+
+
+def _values_words(values: Iterable[object]) -> str:
+    return ", ".join(str(value) for value in values)
