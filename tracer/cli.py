@@ -16,8 +16,8 @@ from typing import Any, NoReturn
 import click
 
 from tracer import __version__
-from tracer.commands.probe import probe
 from tracer.commands.explain import explain
+from tracer.commands.probe import probe
 from tracer.commands.services import services
 from tracer.errors import K8snetError, UsageError
 from tracer.options import TraceGroup, trace_options, wanted
