@@ -62,6 +62,19 @@ class Backend:
     via: tuple[str, ...]
 
 
+class Outcome(NamedTuple):
+    """One of the ways in which it ends. ip, port: where to; None for packets that are refused.
+
+    verdict: as in Explanation. masquerade: whether the source was changed. probability: of all packets.
+    """
+
+    verdict: str
+    ip: str | None
+    port: int | None
+    masquerade: bool
+    probability: float
+
+
 class Otherwise(NamedTuple):
     """What may happen besides, as it depends. ip, port: where to; None for packets that are refused."""
 
@@ -76,7 +89,7 @@ class Explanation:
 
     verdict: dnat: translated to a backend · accept: let through to where it was sent, by a rule that says so or changes
     its source · untouched: let through, and no rule said anything · reject, drop: no packet gets through. Of several
-    outcomes by chance, the first of these that has a share; `shares` has them all.
+    outcomes by chance, the first of these that has a share; `shares` and `outcomes` have them all.
     masquerade: every packet that gets through has its source changed. `masquerade_why`: by which rules.
     """
 
@@ -85,6 +98,7 @@ class Explanation:
     local: bool
     verdict: str
     shares: dict[str, float]
+    outcomes: tuple[Outcome, ...]
     service: ServiceName | None
     backends: tuple[Backend, ...]
     masquerade: bool
@@ -110,6 +124,7 @@ class Explanation:
             "from": "node" if self.local else "outside",
             "verdict": self.verdict,
             "shares": {verdict: _rounded(share) for verdict, share in self.shares.items()},
+            "outcomes": [each._replace(probability=_rounded(each.probability))._asdict() for each in self.outcomes],
             "service": None
             if self.service is None
             else {
@@ -237,6 +252,7 @@ class _Answer:
             local=flow.local,
             verdict=next(iter(shares), "drop"),
             shares=shares,
+            outcomes=tuple(self._outcomes()),
             service=self._service(steps),
             backends=tuple(self._backends()),
             masquerade=bool(hidden) and len(hidden) == len(through),
@@ -255,6 +271,20 @@ class _Answer:
         for outcome in self._sure:
             sums[outcome.verdict] += outcome.probability / total
         return {verdict: share for verdict, share in sums.items() if share > 0.0}
+
+    def _outcomes(self) -> Iterator[Outcome]:
+        """The distinct ones, in the order in which they were found."""
+        total = sum(outcome.probability for outcome in self._sure) or 1.0
+        sums: dict[Outcome, float] = {}
+        for outcome in self._sure:
+            packet = outcome.packet
+            if outcome.verdict in _REFUSED:
+                key = Outcome(outcome.verdict, None, None, False, 0.0)
+            else:
+                address = address_text(packet.daddr, self._flow.family)
+                key = Outcome(outcome.verdict, address, packet.dport, packet.snat, 0.0)
+            sums[key] = sums.get(key, 0.0) + outcome.probability / total
+        return (key._replace(probability=share) for key, share in sums.items())
 
     def _service(self, steps: Iterable[Step]) -> ServiceName | None:
         found = service_on_path(steps)
