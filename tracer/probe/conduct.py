@@ -26,6 +26,7 @@ from tracer.probe.prediction import Prediction, Rulebook, locate, predict
 from tracer.probe.report import Report, summarise
 from tracer.probe.run import Plan, send
 from tracer.probe.tracking import Tracking
+from tracer.rules.walk import TooManyWays
 
 if TYPE_CHECKING:
     from tracer.names import Names
@@ -107,24 +108,21 @@ def translator(flows: list[Flow]) -> int | None:
 
 def _prediction(outcome: Outcome) -> tuple[Prediction, list[str]]:
     """What the rules of the namespace that translated say, and what is to be said about that."""
-    destination, book = outcome.destination, outcome.book
     inode = translator(outcome.flows)
+    if any(sum(hop.dnat for hop in flow.hops) > 1 for flow in outcome.flows):
+        return Prediction(reason="the flows were translated twice: no one namespace's rules decide"), []
     try:
-        if inode is None:
-            rules = next(book.near(), None)
-            if rules is None:
-                return Prediction(reason="nothing translated these flows, and no rules here have a Service"), []
+        if inode is not None:
+            rules = outcome.book.of(inode)
         else:
-            rules = book.of(inode)
-        if any(sum(hop.dnat for hop in flow.hops) > 1 for flow in outcome.flows):
-            return Prediction(reason="the flows were translated twice, so that no one namespace's rules decide"), []
-        first = all(flow.hops[0].inode == rules.inode for flow in outcome.flows if flow.hops)
-        prediction = predict(rules, destination, outcome.ends.source if first else None)
-        changed = book.changed(rules.inode)
-    except (MissingError, OSError) as error:
-        return Prediction(reason=f"the rules can't be read: {error}"), []
+            rules = next(outcome.book.near(), None) or outcome.book.of(outcome.origin.inode)
+        hops = (hop.source for flow in outcome.flows for hop in flow.hops if hop.inode == rules.inode)
+        prediction = predict(rules, outcome.destination, next(hops, outcome.ends.source))
+        changed = outcome.book.changed(rules.inode)
+    except (MissingError, TooManyWays, OSError) as error:
+        return Prediction(reason=f"there is no expectation: {error}"), []
     notes = ["the rules have changed meanwhile, so that the expectation may be wrong"] if changed else []
-    if sum(flow.translator not in (None, rules.inode) for flow in outcome.flows):
+    if any(flow.translator not in (None, rules.inode) for flow in outcome.flows):
         notes.append("several network namespaces translated; the expectation is that of the one that had most flows")
     return prediction, notes
 

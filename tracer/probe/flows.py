@@ -22,9 +22,13 @@ class Answer(enum.Enum):
 
 
 class Hop(NamedTuple):
-    """A network namespace whose connection tracking translated the flow: to where packets went from there."""
+    """A network namespace whose connection tracking translated the flow: to where packets went from there.
+
+    source: the address that they came from. dnat: whether the destination changed.
+    """
 
     inode: int
+    source: str
     ip: str
     port: int
     dnat: bool

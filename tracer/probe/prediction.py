@@ -10,6 +10,7 @@ last all others, which must agree.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -21,19 +22,23 @@ from tracer.errors import K8snetError, MissingError, UsageError
 from tracer.probe.neighbours import neighbours
 from tracer.probe.origin import Origin
 from tracer.rules import changes
+from tracer.rules.explain import Question, explain
 from tracer.rules.kubeproxy import service_map
 from tracer.rules.live import read_rules
 from tracer.rules.model import RuleSet
+from tracer.rules.rtnetlink import LiveRouting
 from tracer.rules.services import ServiceMap
 
 _DISTANCE = 2  # links away that a namespace is still near
-_WHOLE = 1e-6  # how far from 1 shares may sum up, which rules write with ten digits
+
+Backend = tuple[str, int]
 
 
 class Rules(NamedTuple):
     """The rules of one network namespace as read, the namespace's own addresses, and what to compare later."""
 
     inode: int
+    path: str | None
     rules: RuleSet
     services: ServiceMap
     addresses: frozenset[str]
@@ -45,11 +50,14 @@ class Prediction:
     """The share of new flows, 0 to 1, that each backend should get; they sum to 1, or there are none.
 
     affinity_seconds: for how long a client is kept at one backend, if it is. reason: why there are no shares.
+    otherwise: where flows may go as well, as it can't be told whether some rules apply. depends: on what these do.
     """
 
-    shares: Mapping[tuple[str, int], float] = field(default_factory=dict)
+    shares: Mapping[Backend, float] = field(default_factory=dict)
     affinity_seconds: int | None = None
     reason: str | None = None
+    otherwise: frozenset[Backend] = frozenset()
+    depends: tuple[str, ...] = ()
 
 
 class Rulebook:
@@ -68,7 +76,9 @@ class Rulebook:
             path = self._paths[inode]
             state = changes.state(path)
             rules = RuleSet() if state.untouched else read_rules(path)
-            self._read[inode] = Rules(inode, rules, service_map(rules), netns.run_in(path, procfs.addresses), state)
+            self._read[inode] = Rules(
+                inode, path, rules, service_map(rules), netns.run_in(path, procfs.addresses), state
+            )
         return self._read[inode]
 
     def changed(self, inode: int) -> bool:
@@ -129,23 +139,27 @@ def locate(asked: Asked, book: Rulebook, family: int | None = None) -> Destinati
     return _agreed(asked, book, family)
 
 
-def predict(rules: Rules, destination: Destination, source: str | None) -> Prediction:
-    """What one namespace's rules do with packets from `source` (None: not known) to a destination."""
-    found = rules.services.find(destination.protocol, destination.ip, destination.port, rules.addresses)
-    if found is None:
-        return Prediction(reason="the rules hold no Service at this address: no shares are expected")
-    service, address = found
-    keys = dict.fromkeys(key for branch in address.branches for key in branch.backends)
-    shares = {}
-    for key in keys:
-        endpoint = rules.services.backend(service, address, *key, source, rules.addresses)
-        if endpoint is not None and endpoint.probability:
-            shares[key] = endpoint.probability
-    if not shares:
-        return Prediction(reason="the rules say that the Service has no endpoints")
-    if abs(sum(shares.values()) - 1) > _WHOLE:
-        return Prediction(reason="which of the rules' ways a packet takes depends on more than its source")
-    return Prediction(shares, service.session_affinity_seconds)
+def predict(rules: Rules, destination: Destination, source: str) -> Prediction:
+    """What the rules of one namespace do with packets from `source` to a destination. Raises K8snetError."""
+    family = "ip6" if destination.family == 6 else "ip"
+    with contextlib.closing(LiveRouting(rules.path, family)) as routing:
+        question = Question(destination.ip, destination.port, destination.protocol, source)
+        told = explain(rules.rules, question, routing)
+    translated, here = told.shares.get("dnat", 0.0), (destination.ip, destination.port)
+    weights = {
+        (each.ip, each.port): each.probability * translated for each in told.backends if each.verdict == "accept"
+    }
+    untranslated = told.shares.get("accept", 0.0) + told.shares.get("untouched", 0.0)
+    if untranslated:
+        weights[here] = weights.get(here, 0.0) + untranslated
+    total = sum(weights.values())
+    if not total:
+        refused = {"drop": "drop"}.get(told.verdict, "reject")
+        return Prediction(reason=f"the rules {refused} every packet to {destination.endpoint}")
+    shares = {key: weight / total for key, weight in weights.items()}
+    possible = {(each.ip, each.port) for each in told.otherwise if each.ip is not None and each.port is not None}
+    depends = tuple(text for step in told.depends for text in step.on)
+    return Prediction(shares, told.affinity_seconds, None, frozenset(possible), depends)
 
 
 def _agreed(asked: Asked, book: Rulebook, family: int | None) -> Destination:

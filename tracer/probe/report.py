@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +18,10 @@ from tracer.probe import chisquare
 from tracer.probe.flows import Answer, Flow
 from tracer.probe.origin import Origin
 from tracer.probe.packets import Ends
-from tracer.probe.prediction import Prediction
+from tracer.probe.prediction import Backend, Prediction
 
 FATES = ("answered", "refused", "rejected", "unreachable", "unanswered")
 ENOUGH = 5  # expected in each class, from where on the chi-square approximation is good
-
-Backend = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +133,7 @@ def summarise(
     observed = Counter(found for flow in flows if (found := backend(flow, destination)) is not None)
     fates = Counter(fate(flow, destination) for flow in flows)
     comparison = _Comparison(observed, prediction)
-    keys = sorted({*observed, *prediction.shares}, key=lambda key: (":" in key[0], len(key[0]), key))
+    keys = sorted({*observed, *comparison.promised()}, key=lambda key: (len(key[0]), key))
     reached = tuple(
         Reached(*key, pod(*key), observed[key], comparison.expected(key), comparison.share(key)) for key in keys
     )
@@ -158,8 +156,15 @@ class _Comparison:
         self._observed = observed
         self._prediction = prediction
         self._total = observed.total()
-        self._stray = [key for key in observed if prediction.shares and key not in prediction.shares]
+        strays = observed.keys() - prediction.shares.keys() if prediction.shares else set()
+        self._stray = sorted(strays - prediction.otherwise)
+        self._open = strays & prediction.otherwise
         self._affinity = prediction.affinity_seconds is not None
+
+    def promised(self) -> Collection[Backend]:
+        """The backends of the rules; not the destination alone, to which untranslated flows go if they go anywhere."""
+        shares = self._prediction.shares
+        return shares.keys() if self._total or len(shares) > 1 else ()
 
     def share(self, key: Backend) -> float | None:
         """A backend's share by the rules."""
@@ -177,7 +182,7 @@ class _Comparison:
             return None, None, None
         if self._stray:
             return None, None, 0.0
-        if len(shares) < 2:
+        if len(shares) < 2 or self._open:
             return None, None, None
         return chisquare.test([self._observed[key] for key in shares], [self._total * each for each in shares.values()])
 
@@ -186,6 +191,8 @@ class _Comparison:
         shares = self._prediction.shares
         if not shares:
             return [self._prediction.reason] if self._prediction.reason is not None else []
+        if self._prediction.depends:
+            return [f"the expectation holds as far as this does not apply: {', '.join(self._prediction.depends)}"]
         if self._affinity:
             return [
                 f"session affinity keeps all flows of one client at one backend for "
@@ -193,7 +200,7 @@ class _Comparison:
             ]
         if self._stray:
             strays = ", ".join(endpoint_text(*key) for key in self._stray)
-            return [f"by the rules as read nothing goes to {strays}"]
+            return [f"by the rules nothing goes to {strays}"]
         wanted = math.ceil(ENOUGH / min(shares.values()))
         if len(shares) > 1 and 0 < self._total < wanted:
             return [f"fewer than {ENOUGH} flows are expected at a backend, so p is rough: --count {wanted} would do"]

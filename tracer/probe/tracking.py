@@ -107,7 +107,7 @@ class Tracking:
                 return tuple(hops)
             after = _next(here[translated[0]])
             dnat = (after.dst, after.dport) != (current.dst, current.dport)
-            hops.append(Hop(translated[0], after.dst_text, after.dport, dnat))
+            hops.append(Hop(translated[0], current.src_text, after.dst_text, after.dport, dnat))
             current = after
 
     def _listen(self) -> None:
