@@ -80,9 +80,9 @@ class _Reader:
         elif kind == "rule":
             if not isinstance(body["expr"], list):
                 raise TypeError("expr is no list")
-            table = self._tables[body["family"], body["table"]]
-            table.chains[body["chain"]].rules.raw.append(body)
-            _mark_dynamic(table, body["expr"])
+            opened = self._tables[body["family"], body["table"]]
+            opened.chains[body["chain"]].rules.raw.append(body)
+            _mark_dynamic(opened.sets, body["expr"])
 
     def _add_chain(self, table: _Open, body: Json) -> None:
         hook = None
@@ -95,12 +95,12 @@ class _Reader:
         table.chains[name] = Chain(name, rules, hook, body.get("policy"), body.get("comment"))
 
 
-def _mark_dynamic(table: Table, statements: list[Any]) -> None:
+def _mark_dynamic(sets: dict[str, Set], statements: list[Any]) -> None:
     """Sets that rules fill. `nft -j` before v1.0.7 does not tell the flag, which nft's text has."""
     for statement in statements:
         filled = statement.get("set") if isinstance(statement, dict) else None
         name = filled.get("set") if isinstance(filled, dict) else None
-        found = table.sets.get(name.removeprefix("@")) if isinstance(name, str) else None
+        found = sets.get(name.removeprefix("@")) if isinstance(name, str) else None
         if found is not None:
             found.flags |= {"dynamic"}
 
