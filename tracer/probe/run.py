@@ -72,6 +72,7 @@ class _Sending:
         self._ports, self._wire = ports, wire
         self._flows: dict[int, Flow] = {}  # by source port
         self._open: deque[Flow] = deque()  # in the order sent, up to the first that is not over
+        self._untracked: list[Flow] = []  # over, unanswered, and seen nowhere
         self._poll = select.poll()
         for fd in (*wire.filenos(), *(tracking.filenos() if tracking is not None else ())):
             self._poll.register(fd, select.POLLIN)
@@ -90,6 +91,8 @@ class _Sending:
         finally:
             for flow in self._open:
                 self._end(flow)
+            for flow in self._untracked:
+                self._take_back(flow)
         if self._tracking is not None:
             self._tracking.settle()
             for flow in self._flows.values():
@@ -132,11 +135,21 @@ class _Sending:
         flow.answered_by, flow.answered_from = by, reply.by
 
     def _end(self, flow: Flow) -> None:
-        """A flow is over. A SYN that got no TCP answer is taken back: conntrack would keep it for two minutes."""
+        """A flow is over. A SYN that got no TCP answer is taken back by a RST, or conntrack would keep it for minutes.
+
+        Where a rule stopped it, a RST would be stopped in its turn, and ICMP errors are limited in number. So what
+        nobody is known to have tracked is taken back when the probe ends, and not at all if it was rejected.
+        """
         if self._ends.protocol == "TCP" and flow.answer not in (Answer.ANSWERED, Answer.RESET):
-            with contextlib.suppress(K8snetError):
-                self._wire.send(packets.reset(self._ends, flow))
+            if self._tracking is not None and self._tracking.tracked(flow.port):
+                self._take_back(flow)
+            elif flow.answer is None and not flow.held_back:
+                self._untracked.append(flow)
         self._ports.release(flow.port)
+
+    def _take_back(self, flow: Flow) -> None:
+        with contextlib.suppress(K8snetError):
+            self._wire.send(packets.reset(self._ends, flow))
 
     def _deadline(self, flow: Flow) -> float:
         return (flow.sent_at or 0.0) + self._plan.timeout

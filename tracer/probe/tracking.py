@@ -87,6 +87,10 @@ class Tracking:
         self._keep(self._early + fresh)
         self._early = [event for event in fresh if event[1] not in self._wanted]
 
+    def tracked(self, port: int) -> bool:
+        """Whether any namespace is known to have tracked the flow from this source port."""
+        return self._original(port) in self._replies
+
     def settle(self) -> None:
         """Take in the last events, and read the tables of namespaces where events are missing."""
         self.read()

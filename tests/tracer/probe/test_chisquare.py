@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 
@@ -38,7 +39,7 @@ def test_upper_tail_is_that_of_the_table(degrees: int) -> None:
 def test_upper_tail_falls_from_one_to_nothing(degrees: int) -> None:
     values = [chisquare.upper_tail(degrees * factor / 10, degrees) for factor in range(60)]
     assert values[0] == 1.0
-    assert all(after <= before + 1e-9 for before, after in zip(values, values[1:], strict=False))
+    assert all(after <= before + 1e-9 for before, after in itertools.pairwise(values))
     assert chisquare.upper_tail(1e6, degrees) < 1e-300
 
 
