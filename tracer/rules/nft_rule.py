@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tracer.rules.model import (
+    Chance,
     Element,
+    Every,
     Interval,
     Lookup,
     Match,
@@ -96,6 +98,8 @@ _HARMLESS = frozenset(
 def _match(body: Json, family: str) -> Part:
     left, right, op = body["left"], body["right"], body["op"]
     mask = None
+    if isinstance(left, dict) and "numgen" in left:
+        return _numbered(left["numgen"], op, right)
     if isinstance(left, dict) and "&" in left:
         left, mask_words = left["&"]
         mask = _bits(mask_words)
@@ -112,6 +116,46 @@ def _match(body: Json, family: str) -> Part:
     if op not in ("==", "!=", "in"):
         raise ValueError(op)
     return Match(keys, values, op == "!=", mask)
+
+
+def _numbered(numbers: Json, op: str, right: Any) -> Part:
+    """`numgen random mod 4 < 3` is chance; `numgen inc mod 4 3` holds for each fourth packet."""
+    modulus, first = int(numbers["mod"]), int(numbers.get("offset", 0))
+    if modulus < 1:
+        raise ValueError(modulus)
+    values = _values(right, ("numgen",))
+    if op in ("<", "<=", ">", ">="):
+        values = (_beyond(op, values),)
+    elif op not in ("==", "!=", "in"):
+        raise ValueError(op)
+    found = _within(values, Interval(first, first + modulus - 1))
+    if numbers["mode"] == "random":
+        share = sum(high - low + 1 for low, high in found) / modulus
+        return Chance(1.0 - share if op == "!=" else share)
+    ((low, high),) = found
+    if low != high:
+        raise ValueError("several packets in turn")
+    return Every(modulus, low - first, op == "!=")
+
+
+def _within(values: tuple[Value, ...], bounds: Interval) -> list[Interval]:
+    """The parts of these numbers that lie within the bounds, each number once."""
+    found: list[Interval] = []
+    free = bounds.low
+    for low, high in sorted(map(_ends, values)):
+        part = Interval(max(low, free), min(high, bounds.high))
+        if part.low <= part.high:
+            found.append(part)
+            free = part.high + 1
+    return found
+
+
+def _ends(value: Value) -> Interval:
+    if isinstance(value, Interval):
+        return value
+    if not isinstance(value, int):
+        raise ValueError("no number")
+    return Interval(value, value)
 
 
 def _tcp_flags(op: str, mask: int | None, right: Any) -> Part:

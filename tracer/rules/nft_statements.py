@@ -386,6 +386,8 @@ class _Words:
                 key = self._key()
                 self.take("map")
                 body["addr"] = {"map": {"key": key, "data": self._data(is_map=True)}}
+                if self.peek().startswith(":"):
+                    body.update(self._target())
             else:
                 body.update(self._target())
         flags = []

@@ -180,7 +180,8 @@ def _nat(kind: str) -> Callable[[Any, str], str]:
         if address is not None or port is not None:
             where = "" if address is None else _value(address)
             if port is not None:
-                where = (f"[{where}]" if ":" in where else where) + f":{_value(port)}"
+                is_map = isinstance(address, dict) and "map" in address
+                where = (f"[{where}]" if ":" in where and not is_map else where) + f":{_value(port)}"
             words += ["to", where]
         flags = body.get("flags", ())
         words.append(flags if isinstance(flags, str) else ",".join(flags))

@@ -14,6 +14,7 @@ from tests.tracer.networks import namespaces
 from tracer.errors import FormatError
 from tracer.rules.model import (
     Chance,
+    Every,
     Hook,
     Interval,
     Lookup,
@@ -92,6 +93,16 @@ RULES = [
     ("meta mark set 0x00000007", SetMark("meta mark", 0xFFFFFFFF, 7)),
     ("ct mark set 0x00000007", SetMark("ct mark", 0xFFFFFFFF, 7)),
     ("dnat to 10.0.0.1:80", Nat("dnat", one("10.0.0.1"), port(80))),
+    ("numgen random mod 1000 < 250", Chance(0.25)),
+    ("numgen random mod 4 offset 10 >= 11", Chance(0.75)),
+    ("numgen random mod 4 { 0, 2-3, 9 }", Chance(0.75)),
+    ("numgen random mod 4 != 1", Chance(0.75)),
+    ("numgen inc mod 3 1", Every(3, 1)),
+    ("numgen inc mod 3 offset 10 != 12", Every(3, 2, True)),
+    (
+        "numgen inc mod 3 < 2",
+        Unknown("match", "numgen inc mod 3 < 2"),
+    ),  # two in turn: neither by chance, nor each third
     ("dnat to 10.0.0.1", Nat("dnat", one("10.0.0.1"))),
     ("dnat to :80", Nat("dnat", None, port(80))),
     ("redirect to :3128", Nat("redirect", None, port(3128))),
@@ -125,6 +136,12 @@ def test_verdict_maps() -> None:
     (lookup,) = read("ip daddr . meta l4proto . th dport vmap { 10.0.0.1 . tcp . 80 : goto a }")
     assert isinstance(lookup, Lookup)
     assert lookup.elements[0].value == (one("10.0.0.1"), "tcp", port(80))
+
+
+def test_dnat_by_map_and_port() -> None:
+    (nat,) = read("dnat to numgen random mod 2 map { 0 : 10.0.0.1, 1 : 10.0.0.2 }:8080")
+    assert isinstance(nat, Nat) and nat.lookup is not None
+    assert (nat.address, nat.port, nat.lookup.modulus, len(nat.lookup.elements)) == (None, port(8080), 2, 2)
 
 
 def test_dnat_by_map() -> None:
@@ -365,6 +382,9 @@ table ip nat {
     ip daddr . meta l4proto . th dport vmap @backends
     fib daddr type local tcp dport 8080 redirect to :80
     dnat to numgen inc mod 2 map { 0 : 10.0.0.1, 1 : 10.0.0.2 }
+    meta l4proto tcp dnat to ip saddr map { 10.0.0.3 : 10.0.0.1 }:8080
+    numgen random mod 10 < 3 accept
+    numgen inc mod 3 != 1 accept
   }
   chain post {
     type nat hook postrouting priority srcnat;
@@ -406,7 +426,7 @@ def test_text_and_json_of_a_live_kernel_are_read_alike(tmp_path: Path) -> None:
     parts = [part for rule in rules for part in rule.parts]
     unknown = {part.text for part in parts if isinstance(part, Unknown)}
     assert {text.split()[0] for text in unknown} == {"limit"}
-    assert not any(isinstance(part, Chance) for part in parts)
+    assert [part for part in parts if isinstance(part, Chance | Every)] == [Chance(0.3), Every(3, 1, True)]
 
 
 @pytest.mark.parametrize(("text", "number"), [("1m", 60), ("1d2h3m4s", 93784), ("3h", 10800), ("500ms", 0.5), ("7", 7)])
