@@ -113,9 +113,9 @@ def _match(body: Json, family: str) -> Part:
     values = _values(right, keys)
     if op in ("<", "<=", ">", ">="):
         return Match(keys, (_beyond(op, values),), False, mask)
-    if op not in ("==", "!=", "in"):
-        raise ValueError(op)
-    return Match(keys, values, op == "!=", mask)
+    if op not in ("==", "!=", "in", "!") or (keys == ("ct status",) and op in ("==", "!=")):
+        raise ValueError(op)  # or the whole status, of whose bits rules can name more than we follow
+    return Match(keys, values, op in ("!=", "!"), mask)
 
 
 def _numbered(numbers: Json, op: str, right: Any) -> Part:
@@ -159,12 +159,12 @@ def _ends(value: Value) -> Interval:
 
 
 def _tcp_flags(op: str, mask: int | None, right: Any) -> Part:
-    """`tcp flags syn` (op in) asks for any of the flags; with a mask, for exactly these of it."""
+    """`tcp flags syn` (op in) asks for any of the flags, `!` for none; with a mask, for exactly these of it."""
     bits = _bits(right)
     if mask is not None:
         return Match(("tcp flags",), (bits,), op == "!=", mask)
-    if op == "in":
-        return Match(("tcp flags",), (0,), True, bits)
+    if op in ("in", "!"):
+        return Match(("tcp flags",), (0,), op == "in", bits)
     return Match(("tcp flags",), (bits,), op == "!=", None)
 
 

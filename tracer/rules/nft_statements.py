@@ -31,7 +31,7 @@ _BARE_META = frozenset(
 _HEADERS = frozenset(
     ("ip", "ip6", "tcp", "udp", "udplite", "sctp", "dccp", "th", "icmp", "icmpv6", "igmp", "ether", "vlan", "arp", "ah")
 )
-_OPERATORS = frozenset(("==", "!=", "<", ">", "<=", ">="))
+_OPERATORS = frozenset(("==", "!=", "<", ">", "<=", ">=", "!"))
 _NAT_FLAGS = frozenset(("random", "fully-random", "persistent"))
 _DEFAULT_REJECT = {"ip": "icmp", "ip6": "icmpv6", "inet": "icmpx", "bridge": "icmpx"}
 
@@ -185,12 +185,12 @@ class _Words:
             return {"mangle": {"key": left, "value": self._sum()}}
         if self.skip("&"):
             left = {"&": [left, self._group()]}
-        op = self.take() if self.peek() in _OPERATORS else "=="
+        op = self.take() if self.peek() in _OPERATORS else None
         if self._is_tcp_flags(left) and not self.next_is("{"):
             return self._tcp_flags(left, op)
+        if op is None:
+            op = "in" if self._is_bitmask(left) and not self.next_is("{") else "=="
         right = self._right()
-        if op == "==" and self._is_bitmask(left):
-            op = "in"
         return {"match": {"op": op, "left": left, "right": right}}
 
     @staticmethod
@@ -201,12 +201,12 @@ class _Words:
     def _is_tcp_flags(left: Json) -> bool:
         return left.get("payload") == {"protocol": "tcp", "field": "flags"}
 
-    def _tcp_flags(self, left: Json, op: str) -> Json:
+    def _tcp_flags(self, left: Json, op: str | None) -> Json:
         """`syn`, `fin,syn / fin,syn,rst,ack`, `!= 0x0`."""
         flags = self._list()
         if self.skip("/"):
-            return {"match": {"op": op, "left": {"&": [left, self._list()]}, "right": flags}}
-        return {"match": {"op": "in" if op == "==" else op, "left": left, "right": flags}}
+            return {"match": {"op": op or "==", "left": {"&": [left, self._list()]}, "right": flags}}
+        return {"match": {"op": op or "in", "left": left, "right": flags}}
 
     def _key(self) -> Json:
         keys = [self._field()]

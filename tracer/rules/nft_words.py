@@ -15,6 +15,9 @@ Json = dict[str, Any]
 # nftables src/meta.c, meta_key_is_unqualified()
 _UNQUALIFIED = frozenset(("iif", "oif", "iifname", "oifname", "iiftype", "oiftype", "iifgroup", "oifgroup"))
 _DEFAULT_REJECT = {"ip": "icmp", "ip6": "icmpv6", "inet": "icmpx", "bridge": "icmpx"}  # with port-unreachable
+_BITMASKS = frozenset(
+    ("state", "status", "tcp flags")
+)  # of ct and tcp: nft asks these for any bit, unless told otherwise
 _QUOTED_KEYS = frozenset(("iifname", "oifname", "iif", "oif", "helper"))
 
 
@@ -48,7 +51,8 @@ def _match(body: Json, family: str) -> str:
     if masked and _key(left["&"][0]) == "tcp flags":
         mask = _value(left["&"][1]).replace(" | ", ",")
         return f"tcp flags {'' if op == '==' else op + ' '}{_value(right).replace(' | ', ',')} / {mask}"
-    sign = "" if op == "in" or (op == "==" and not masked) else f"{op} "
+    whole = masked or (_key(left) in _BITMASKS and not isinstance(right, dict))
+    sign = "" if op == "in" or (op == "==" and not whole) else f"{op} "
     return f"{_expression(left)} {sign}{_value(right, _key(left))}"
 
 

@@ -86,6 +86,16 @@ RULES = [
     ("tcp flags syn / fin,syn,rst,ack", Match(("tcp flags",), (2,), False, 23)),
     ("tcp flags & (fin | syn | rst | ack) == syn", Match(("tcp flags",), (2,), False, 23)),
     ("tcp flags syn", Match(("tcp flags",), (0,), True, 2)),
+    ("tcp flags ! syn,ack", Match(("tcp flags",), (0,), False, 18)),
+    ("tcp flags == syn", Match(("tcp flags",), (2,))),
+    ("tcp flags != syn", Match(("tcp flags",), (2,), True)),
+    ("ct status dnat", Match(("ct status",), ("dnat",))),
+    ("ct status ! dnat", Match(("ct status",), ("dnat",), True)),
+    ("ct status ! snat,dnat", Match(("ct status",), ("snat", "dnat"), True)),
+    ("ct status == dnat", Unknown("match", "ct status == dnat")),  # all of its bits: there are more than we follow
+    ("ct status != dnat", Unknown("match", "ct status != dnat")),
+    ("ct state ! established,new", Match(("ct state",), ("established", "new"), True)),
+    ("ct state == new", Match(("ct state",), ("new",))),
     ("meta mark set meta mark | 0x00004000", SetMark("meta mark", 0x4000, 0x4000)),
     ("meta mark set meta mark ^ 0x00004000", SetMark("meta mark", 0, 0x4000)),
     ("meta mark set meta mark & 0xffffbfff", SetMark("meta mark", 0x4000, 0)),
@@ -384,6 +394,12 @@ table ip nat {
     dnat to numgen inc mod 2 map { 0 : 10.0.0.1, 1 : 10.0.0.2 }
     meta l4proto tcp dnat to ip saddr map { 10.0.0.3 : 10.0.0.1 }:8080
     numgen random mod 10 < 3 accept
+    ct status ! dnat accept
+    ct status != dnat accept
+    ct state ! established,related accept
+    tcp flags ! syn,ack accept
+    tcp flags == syn accept
+    ct status dnat accept
     numgen inc mod 3 != 1 accept
   }
   chain post {
@@ -425,7 +441,7 @@ def test_text_and_json_of_a_live_kernel_are_read_alike(tmp_path: Path) -> None:
     rules = [rule for table in from_text.tables for chain in table.chains.values() for rule in chain.rules]
     parts = [part for rule in rules for part in rule.parts]
     unknown = {part.text for part in parts if isinstance(part, Unknown)}
-    assert {text.split()[0] for text in unknown} == {"limit"}
+    assert {text for text in unknown if not text.startswith("limit ")} == {"ct status != dnat"}
     assert [part for part in parts if isinstance(part, Chance | Every)] == [Chance(0.3), Every(3, 1, True)]
 
 
