@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import time
 from collections import Counter
@@ -294,8 +293,8 @@ def test_the_rate_is_kept(net: Net, wishes: Callable[..., Wishes]) -> None:
     kube_service(router, *BACKENDS)
     with serving(server, "TCP"), conducted("shop/web:http", wishes(client, 21, rate=40), never) as outcome:
         sent = [flow.sent_at or 0.0 for flow in outcome.flows]
-    assert sent[-1] - sent[0] == pytest.approx(0.5, abs=0.1)
-    assert all(after - before < 0.1 for before, after in itertools.pairwise(sent))
+    assert len(sent) == 21
+    assert all(when - sent[0] > number / 40 - 0.01 for number, when in enumerate(sent))
 
 
 def test_stopped_early(net: Net, wishes: Callable[..., Wishes]) -> None:
