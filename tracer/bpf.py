@@ -93,6 +93,31 @@ class Hook(NamedTuple):
     function: str
 
 
+class Attachment:
+    """A loaded program, and whether it is attached. `Programs` closes it."""
+
+    def __init__(self, hook: Hook, program: int) -> None:
+        self._hook = hook
+        self._program = program
+        self._link: int | None = None
+
+    def attach(self) -> None:
+        """Attach, unless it is. Raises BackendUnavailable."""
+        if self._link is None:
+            self._link = libbpf.attach_tracing(self._hook.kind.value, self._hook.target, self._program)
+
+    def detach(self) -> None:
+        """Detach; the program stays loaded. Idempotent."""
+        if self._link is not None:
+            os.close(self._link)
+            self._link = None
+
+    def close(self) -> None:
+        """Detach and unload."""
+        self.detach()
+        os.close(self._program)
+
+
 class Programs:
     """C that has been compiled and its maps made; `attach` then loads and attaches its functions. Use `close` at the
     end.
@@ -103,7 +128,7 @@ class Programs:
     def __init__(self, files: Sequence[str], defines: Mapping[str, int], *, maps_of: Programs | None = None) -> None:
         """`maps_of`: programs whose maps these shall use, where they declare some of the same name and layout."""
         self._bcc = _import_bcc()
-        self._descriptors: list[int] = []
+        self._attachments: list[Attachment] = []
         include = program_directory() / "include"
         architecture = _ARCHITECTURES.get(platform.machine(), platform.machine())
         flags = [f"-I{include}", f"-D__TARGET_ARCH_{architecture}", "-Wno-unused-function", "-Wno-macro-redefined"]
@@ -133,13 +158,21 @@ class Programs:
         if hook.kind in (Kind.KPROBE, Kind.KRETPROBE):
             self._attach_probe(hook)
         else:
-            library = self._bcc.libbcc.lib
-            module, name = ctypes.c_void_p(self._bpf.module), hook.function.encode()
-            start, size = library.bpf_function_start(module, name), library.bpf_function_size(module, name)
-            if not start:
-                raise KeyError(hook.function)
-            instructions = libbpf.redirect_maps(ctypes.string_at(start, size), self._redirected)
-            self._descriptors += libbpf.attach_tracing(hook.kind.value, hook.target, instructions)
+            self.load(hook).attach()
+
+    def load(self, hook: Hook) -> Attachment:
+        """Load one function, which the result attaches and detaches; for all kinds but kprobes.
+
+        Raises BackendUnavailable when the kernel refuses, with the verifier's last words.
+        """
+        library = self._bcc.libbcc.lib
+        module, name = ctypes.c_void_p(self._bpf.module), hook.function.encode()
+        start, size = library.bpf_function_start(module, name), library.bpf_function_size(module, name)
+        if not start:
+            raise KeyError(hook.function)
+        instructions = libbpf.redirect_maps(ctypes.string_at(start, size), self._redirected)
+        self._attachments.append(Attachment(hook, libbpf.load_tracing(hook.kind.value, hook.target, instructions)))
+        return self._attachments[-1]
 
     def _attach_probe(self, hook: Hook) -> None:
         attach = self._bpf.attach_kprobe if hook.kind is Kind.KPROBE else self._bpf.attach_kretprobe
@@ -186,8 +219,8 @@ class Programs:
 
     def close(self) -> None:
         """Detach and unload everything. Idempotent."""
-        while self._descriptors:
-            os.close(self._descriptors.pop())
+        while self._attachments:
+            self._attachments.pop().close()
         self._bpf.cleanup()
 
 

@@ -44,6 +44,8 @@ FIELDS: dict[str, tuple[str, str]] = {
     "SKB_HEAD": ("sk_buff", "head"),
     "SKB_DATA": ("sk_buff", "data"),
     "SKB_NETWORK_HEADER": ("sk_buff", "network_header"),
+    "SKB_DEV": ("sk_buff", "dev"),
+    "DEVICE_FLAGS": ("net_device", "flags"),
     "CT_STATUS": ("nf_conn", "status"),
     "CT_NET": ("nf_conn", "ct_net.net"),
     "CT_TUPLEHASH": ("nf_conn", "tuplehash"),

@@ -56,11 +56,10 @@ class _LoadOptions(ctypes.Structure):
     )
 
 
-def attach_tracing(kind: str, target: str, instructions: bytes) -> list[int]:
-    """Load bytecode and attach it to the tracepoint or kernel function `target`. `kind`: raw_tp, tp_btf, fentry or
-    fexit.
+def load_tracing(kind: str, target: str, instructions: bytes) -> int:
+    """Load bytecode for the tracepoint or kernel function `target`. `kind`: raw_tp, tp_btf, fentry or fexit.
 
-    Returns the descriptors to close in order to detach and unload. Raises BackendUnavailable.
+    Returns the program's descriptor. Raises BackendUnavailable.
     """
     library = btf.library()
     options = _LoadOptions(sz=ctypes.sizeof(_LoadOptions), expected_attach_type=_ATTACH_TYPES[kind])
@@ -71,16 +70,21 @@ def attach_tracing(kind: str, target: str, instructions: bytes) -> list[int]:
         options.attach_btf_id, module = btf.function_id(target)
         options.attach_btf_obj_fd = module
     try:
-        program = _load(library, _RAW_TRACEPOINT if kind == "raw_tp" else _TRACING, target, instructions, options)
+        return _load(library, _RAW_TRACEPOINT if kind == "raw_tp" else _TRACING, target, instructions, options)
     finally:
         if module:
             os.close(module)
-    link = library.bpf_raw_tracepoint_open(target.encode() if kind == "raw_tp" else None, program)
+
+
+def attach_tracing(kind: str, target: str, program: int) -> int:
+    """Attach a program that `load_tracing` loaded for the same `kind` and `target`.
+
+    Returns the descriptor to close in order to detach it. Raises BackendUnavailable.
+    """
+    link = btf.library().bpf_raw_tracepoint_open(target.encode() if kind == "raw_tp" else None, program)
     if link < 0:
-        code = ctypes.get_errno()
-        os.close(program)
-        raise BackendUnavailable(f"{kind} {target} can't be attached: {_words(code)}")
-    return [link, program]
+        raise BackendUnavailable(f"{kind} {target} can't be attached: {_words(ctypes.get_errno())}")
+    return int(link)
 
 
 def redirect_maps(instructions: bytes, descriptors: Mapping[int, int]) -> bytes:
@@ -101,8 +105,11 @@ def try_tracing(kind: str, target: str) -> None:
     """Load, attach and remove a program that does nothing: what a kernel allows, learnt in a millisecond. Raises
     BackendUnavailable.
     """
-    for descriptor in attach_tracing(kind, target, _TRIVIAL):
-        os.close(descriptor)
+    program = load_tracing(kind, target, _TRIVIAL)
+    try:
+        os.close(attach_tracing(kind, target, program))
+    finally:
+        os.close(program)
 
 
 def try_kprobe(function: str) -> None:

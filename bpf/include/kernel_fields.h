@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0 */
 /*
- * Reading kernel structures at offsets that tracer/btf.py found in the running kernel's BTF and passed with -D.
+ * Reading kernel structures at offsets that tracer/btf.py found in the running
+ * kernel's BTF and passed with -D.
  *
- * READ() copies through bpf_probe_read_kernel and takes any address; what can't be read is 0. FIELD() is for pointers
- * that come straight from a hook's arguments: in programs that the verifier knows the argument types of
- * (TYPED_ARGUMENTS: tp_btf, fentry) it is a plain load, which costs a nanosecond where the helper costs fifteen.
+ * READ() copies through bpf_probe_read_kernel and takes any address; what can't
+ * be read is 0. FIELD() is for pointers that come straight from a hook's
+ * arguments: in programs that the verifier knows the argument types of
+ * (TYPED_ARGUMENTS: tp_btf, fentry) it is a plain load, which costs a
+ * nanosecond where the helper costs fifteen.
  */
 #ifndef K8SNET_KERNEL_FIELDS_H
 #define K8SNET_KERNEL_FIELDS_H
@@ -28,7 +31,8 @@
 #define FIELD(type, base, offset) READ(type, base, offset)
 #endif
 
-/* struct nf_conntrack_tuple (include/net/netfilter/nf_conntrack_tuple.h), ports in network order. */
+/* struct nf_conntrack_tuple (include/net/netfilter/nf_conntrack_tuple.h), ports
+ * in network order. */
 struct conntrack_tuple {
 	__u8 source[16];
 	__be16 source_port;
@@ -40,7 +44,8 @@ struct conntrack_tuple {
 };
 _Static_assert(sizeof(struct conntrack_tuple) == TUPLE_SIZE, "struct nf_conntrack_tuple has changed its layout");
 
-/* The same facts as the key of our maps: addresses aligned to 8 bytes, so that they compare as two words. */
+/* The same facts as the key of our maps: addresses aligned to 8 bytes, so that
+ * they compare as two words. */
 struct tuple {
 	__u8 source[16];
 	__u8 destination[16];
@@ -70,7 +75,11 @@ struct tuple {
 /* include/net/sock.h: bind() named a port */
 #define SOCK_BINDPORT_LOCK 8
 
-/* enum ip_conntrack_info, enum ip_conntrack_status (include/uapi/linux/netfilter/nf_conntrack_common.h) */
+/* include/uapi/linux/if.h */
+#define DEVICE_LOOPBACK 8
+
+/* enum ip_conntrack_info, enum ip_conntrack_status
+ * (include/uapi/linux/netfilter/nf_conntrack_common.h) */
 #define CTINFO_MASK 7UL
 #define CTINFO_NEW 2
 #define CTINFO_REPLY 3 /* this and above: the packet answers */
@@ -96,14 +105,17 @@ static __always_inline __u32 netns_inode(__u64 net)
 
 static __always_inline bool is_mapped(const __u64 *address)
 {
-	/* ::ffff:a.b.c.d, RFC 4291 section 2.5.5.2; little-endian view of bytes 8..15 */
+	/* ::ffff:a.b.c.d, RFC 4291 section 2.5.5.2; little-endian view of bytes 8..15
+   */
 	return address[0] == 0 && (__u32)address[1] == 0xffff0000u;
 }
 
 /*
- * The 5-tuple of a TCP socket, as the process asked for it; `sk` is a tracepoint's argument. An IPv4-mapped IPv6
- * address becomes IPv4: that is what the packets are. The source port comes from inet_sport, which lies behind struct
- * sock (hence READ): tcp_set_state(TCP_CLOSE) has cleared skc_num when the tracepoint runs.
+ * The 5-tuple of a TCP socket, as the process asked for it; `sk` is a
+ * tracepoint's argument. An IPv4-mapped IPv6 address becomes IPv4: that is what
+ * the packets are. The source port comes from inet_sport, which lies behind
+ * struct sock (hence READ): tcp_set_state(TCP_CLOSE) has cleared skc_num when
+ * the tracepoint runs.
  */
 static __always_inline void read_socket_tuple(__u64 sk, struct tuple *tuple)
 {
@@ -126,7 +138,8 @@ static __always_inline void read_socket_tuple(__u64 sk, struct tuple *tuple)
 	*(__be32 *)tuple->source = FIELD(__be32, sk, SOCK_SADDR);
 }
 
-/* Where a socket's packets go, for a socket pointer from anywhere. Fills in destination, port and family only. */
+/* Where a socket's packets go, for a socket pointer from anywhere. Fills in
+ * destination, port and family only. */
 static __always_inline void read_socket_destination(__u64 sk, struct tuple *tuple)
 {
 	__u64 address[2] = {};

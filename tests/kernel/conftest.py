@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -52,6 +54,17 @@ class Tracer:
             if len(seen) >= count and deadline > time.monotonic() + 0.3:
                 deadline = time.monotonic() + 0.3
         return seen
+
+
+@contextlib.contextmanager
+def inhabited(namespace: Namespace) -> Iterator[None]:
+    """A process in the namespace, as every node has: that is how the tracer finds its connection-tracking table."""
+    process = subprocess.Popen(["nsenter", f"--net={namespace.path}", "sleep", "600"])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 def open_or_skip(backend: str, **options: int) -> LiveSource:

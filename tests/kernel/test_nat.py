@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import socket
-import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
-from tests.kernel.conftest import Net, Tracer
+from tests.kernel.conftest import Net, Tracer, inhabited
 from tests.kernel.traffic import ask, connect, echo, listener
 from tests.tracer.networks import SERVICE, SERVICE6, Namespace
 from tracer import conntrack
@@ -40,17 +38,6 @@ def service(router: Namespace, *backends: str, protocol: str = "tcp", port: int 
             match = f"-d {SERVICE6 if v6 else SERVICE} -p {protocol} --dport {port}"
             target = f"[{backend}]:8000" if v6 else f"{backend}:8000"
             router.sh(f"{command} -t nat -A {hook} {match} {share} -j DNAT --to-destination {target}")
-
-
-@contextlib.contextmanager
-def inhabited(namespace: Namespace) -> Iterator[None]:
-    """A process in the namespace, as every node has: that is how the tracer finds its connection-tracking table."""
-    process = subprocess.Popen(["nsenter", f"--net={namespace.path}", "sleep", "600"])
-    try:
-        yield
-    finally:
-        process.kill()
-        process.wait()
 
 
 def test_each_record_says_what_conntrack_holds(tracer: Tracer, net: Net) -> None:

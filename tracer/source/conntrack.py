@@ -18,9 +18,10 @@ It changes nothing; but while someone listens, the kernel composes messages for 
 `tracer.conntrack`.
 
 It costs 7 to 11 µs of CPU for an event, all told, and a connection makes three in each namespace that tracks it, the
-last of which is only passed over: 20 µs for a connection, or 10 % of a CPU at 5,000 a second, through one namespace. Nothing was lost at 17,000 a second, which was all that the
-generator could make (2 cores, Linux 6.18, tests/tracer/source/connect.py). A loss is counted; a connection whose
-outcome was in a lost event is told as unknown after five minutes.
+last of which is only passed over: 20 µs for a connection, or 10 % of a CPU at 5,000 a second, through one namespace.
+Nothing was lost at 17,000 a second, which was all that the generator could make (2 cores, Linux 6.18,
+tests/tracer/source/connect.py). A loss is counted; a connection whose outcome was in a lost event is told as unknown
+after five minutes.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from tracer.bpf import Hook, Kind
 from tracer.conntrack import FlowTuple
 from tracer.errors import BackendUnavailable, K8snetError, NotRoot
 from tracer.events import AF_INET6, IPPROTO_UDP, OUTCOME_OFFSET, Flag, Outcome, Shape
+from tracer.source.arrivals import Arrivals
 from tracer.source.resets import resets_applied
 from tracer.source.ringbuffer import Item, RingBuffer
 from tracer.source.translations import TRANSLATION, TUPLE, Translations
@@ -43,7 +44,6 @@ _SYSCALL_FILES = ("connections.c", "hooks_syscall.c")
 _TRACEPOINTS = (
     "kfree_skb",
     "net_dev_queue",
-    "netif_receive_skb",
     "tcp_receive_reset",
     # Linux kernel commit e6a3e4434000 ("net: sock: add tracepoint for inet_sk_error_report") (in v5.14)
     "inet_sk_error_report",
@@ -96,6 +96,11 @@ def _hooks(backend: str, typed: bool) -> Iterator[Hook]:
         yield Hook(kind, tracepoint, f"on_{tracepoint}")
 
 
+def _arrivals_hook(typed: bool) -> Hook:
+    kind = Kind.TYPED_TRACEPOINT if typed else Kind.RAW_TRACEPOINT
+    return Hook(kind, "netif_receive_skb", "on_netif_receive_skb")
+
+
 class LiveSource:
     """A backend of BPF programs, attached; a `tracer.source.Source`.
 
@@ -114,6 +119,8 @@ class LiveSource:
         try:
             self._clock = self._programs.map("since_boot", 4, 8)
             self._set_clock()
+            arrivals = self._programs.load(_arrivals_hook(typed))
+            self._arrivals = Arrivals(arrivals, self._programs.map("attention_until", 4, 8))
             for hook in _hooks(backend, typed):
                 self._programs.attach(hook)
         except BaseException:
@@ -144,6 +151,7 @@ class LiveSource:
         while True:
             batch, outcomes = self._sweep()
             now = time.monotonic()
+            self._arrivals.tick(now)
             if now >= self._next_upkeep:
                 self._next_upkeep = now + UPKEEP_SECONDS
                 self._set_clock()
@@ -252,20 +260,27 @@ class LiveSource:
         return self._since_boot + started, -1, int.from_bytes(sport, "big"), shape.pack()
 
     def _completed(self, item: Item) -> Item:
-        """A record of a request that nobody answered and no hook saw translated, with what conntrack knows of it."""
+        """A record of a request whose answer, or whose translation, no hook saw, with what conntrack knows of it.
+
+        An answer to a process of the node itself, right after a quiet time, is such a one (`tracer.source.arrivals`).
+        """
         time_ns, latency_ns, sport, packed = item
         shape = Shape.unpack(packed)
-        if shape.flags & (Flag.DNAT | Flag.SNAT):
+        translated = shape.flags & (Flag.DNAT | Flag.SNAT)
+        if translated and shape.outcome != Outcome.SENT:
             return item
         size = 16 if shape.family == 6 else 4
         asked = (shape.backend, shape.bport) if shape.flags & Flag.SOCKET else (shape.destination, shape.dport)
         flow = FlowTuple(shape.source[:size], sport, asked[0][:size], asked[1])
-        went = self._translations.ask(shape.protocol, flow)
-        if went is None:
+        known = self._translations.ask(shape.protocol, flow)
+        if known is None:
             return item
-        shape = shape._replace(flags=shape.flags | went.flags, nat_netns=went.netns)
-        if went.flags & Flag.DNAT:
-            shape = shape._replace(backend=went.destination, bport=went.port)
+        if known.answered and shape.outcome == Outcome.SENT:
+            shape = shape._replace(outcome=Outcome.ANSWERED)
+        if known.flags and not translated:
+            shape = shape._replace(flags=shape.flags | known.flags, nat_netns=known.netns)
+            if known.flags & Flag.DNAT:
+                shape = shape._replace(backend=known.destination, bport=known.port)
         return time_ns, latency_ns, sport, shape.pack()
 
 

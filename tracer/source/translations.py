@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from tracer import conntrack, netns
 from tracer.bpf import RawMap
-from tracer.ctnetlink import IPS_DST_NAT, IPS_NAT_MASK, IPS_SRC_NAT
+from tracer.ctnetlink import IPS_DST_NAT, IPS_NAT_MASK, IPS_SEEN_REPLY, IPS_SRC_NAT
 from tracer.errors import K8snetError
 from tracer.events import AF_INET, AF_INET6, Flag
 
@@ -35,12 +35,16 @@ MAX_QUESTIONS_PER_SECOND = 20
 
 
 class Translated(NamedTuple):
-    """Where a request went. `flags`: of Flag; `netns`: of the namespace that translated; address of 16 bytes, port."""
+    """Where a request went. `flags`: of Flag; `netns`: of the namespace that translated; address of 16 bytes, port.
+
+    `answered`: whether the connection-tracking table has seen an answer to it.
+    """
 
     flags: int
     netns: int
     destination: bytes
     port: int
+    answered: bool = False
 
 
 def pack_tuple(protocol: int, flow: conntrack.FlowTuple) -> bytes:
@@ -92,7 +96,8 @@ class Translations:
         return Translated(flags, namespace, destination, int.from_bytes(port, "big"))
 
     def ask(self, protocol: int, flow: conntrack.FlowTuple) -> Translated | None:
-        """Where the namespaces' own tables say that this flow goes; None when none translates it.
+        """What the namespaces' own tables say of this flow: that of one that translates it, else that of one that has
+        seen an answer, else None.
 
         Costs a thread and a system call or two for each namespace that tracks connections, so at most
         MAX_QUESTIONS_PER_SECOND questions are asked; the others get None.
@@ -101,13 +106,18 @@ class Translations:
         if len(self._asked) == self._asked.maxlen and now - self._asked[0] < 1:
             return None
         self._asked.append(now)
+        answered: Translated | None = None
         for inode, path in self._tables(now):
             with contextlib.suppress(K8snetError, OSError):
                 entry = conntrack.find(path, protocol, flow)
-                if entry is not None and entry.status & IPS_NAT_MASK:
-                    after = entry.reply.reversed()
-                    return Translated(_flags(entry.status), inode, after.dst.ljust(16, b"\0"), after.dport)
-        return None
+                if entry is None:
+                    continue
+                after, seen = entry.reply.reversed(), bool(entry.status & IPS_SEEN_REPLY)
+                found = Translated(_flags(entry.status), inode, after.dst.ljust(16, b"\0"), after.dport, seen)
+                if found.flags:
+                    return found
+                answered = found if seen else answered
+        return answered
 
     def _tables(self, now: float) -> list[tuple[int, str]]:
         """The namespaces that track connections: those that had entries when last looked at."""
