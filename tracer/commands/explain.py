@@ -15,7 +15,7 @@ from tracer.commands.rules_source import chosen_rules, netns_path, rules_options
 from tracer.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from tracer.rules.explain import Explanation
 
@@ -23,7 +23,7 @@ EXAMPLES = """\b
 Examples:
   sudo k8snet-trace explain 10.96.0.10:53/udp                    from a process on this node
   sudo k8snet-trace explain fastapi/lets-ship-it:http --source 10.244.0.7
-  sudo k8snet-trace explain 172.18.0.2:30080 --netns node2
+  sudo k8snet-trace explain 172.18.0.2:30080 --netns node2 -v    and the rules that were passed over
   k8snet-trace explain '[fd00::1]:443' --rules ip6tables.save -o json
 """
 
@@ -31,7 +31,8 @@ Examples:
 @click.command(epilog=EXAMPLES)
 @click.argument("destinations", nargs=-1, required=True, metavar="DST...")
 @click.option("--source", metavar="IP", help="Where the packet comes from. Default: a process on this node.")
-@click.option("-o", "--output", type=click.Choice(["json"]), default="json", show_default=True)
+@click.option("-v", "--verbose", is_flag=True, help="Also show the rules passed over, and all that is alike.")
+@click.option("-o", "--output", type=click.Choice(["tree", "json"]), default="tree", show_default=True)
 @click.option("--node-ip", "node_ips", multiple=True, metavar="IP", help="With --rules: an address of the node's own.")
 @click.option("--in-interface", metavar="NAME", help="With --rules: the device by which it comes in.")
 @click.option("--out-interface", metavar="NAME", help="With --rules: the device by which it would leave.")
@@ -39,6 +40,7 @@ Examples:
 def explain(
     destinations: tuple[str, ...],
     source: str | None,
+    verbose: bool,
     output: str,
     node_ips: tuple[str, ...],
     in_interface: str | None,
@@ -61,14 +63,30 @@ def explain(
     path = netns_path(rules, netns)
     around = Surroundings.told(node_ips, in_interface, out_interface) if rules else Surroundings.of(path)
     with contextlib.closing(around):
-        _show(answers(chosen_rules(rules, netns), asked, source, around))
-
-
-def _show(found: Sequence[Explanation]) -> None:
-    import json
+        found = answers(chosen_rules(rules, netns), asked, source, around)
 
     from tracer.sinks import ReaderGone
     from tracer.terminal import writer
 
     with contextlib.suppress(ReaderGone):
-        writer().write("".join(json.dumps(each.to_json()) + "\n" for each in found))
+        writer().write("".join(_json(found) if output == "json" else _trees(found, verbose)))
+
+
+def _json(found: Sequence[Explanation]) -> Iterator[str]:
+    """One document, on one line, for each destination."""
+    import json
+
+    return (json.dumps(told.to_json()) + "\n" for told in found)
+
+
+def _trees(found: Sequence[Explanation], verbose: bool) -> Iterator[str]:
+    from tracer.explanation import lines
+    from tracer.lines import Brush
+    from tracer.terminal import coloured, size
+
+    brush = Brush(colour=coloured())
+    for number, told in enumerate(found):
+        if number:
+            yield "\n"
+        for line in lines(told, size()[0], verbose=verbose):
+            yield brush.paint(line) + "\n"

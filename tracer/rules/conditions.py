@@ -45,7 +45,17 @@ def fields(keys: tuple[str, ...], packet: Packet, place: Place) -> tuple[Field, 
 def field(key: str, packet: Packet, place: Place) -> Field:
     """What the packet has at one key, in nft's words."""
     read = _FIELDS.get(key)
-    return None if read is None else read(packet, place)
+    return _unread(key, packet, place) if read is None else read(packet, place)
+
+
+def _unread(key: str, packet: Packet, place: Place) -> Field:
+    """A field that we know nothing of; but headers of other protocols this packet has not."""
+    header = key.partition(" ")[0]
+    if header in _OTHER_HEADERS or (header in ("tcp", "udp", "sctp") and header != place.flow.protocol):
+        return ABSENT
+    if header in ("ip", "ip6") and header != place.flow.family:
+        return ABSENT
+    return ABSENT if header == "ct" and packet.tracking is not Tracking.NEW else None
 
 
 def holds(match: Match, packet: Packet, place: Place) -> bool | None:
@@ -142,6 +152,8 @@ def recent_entry(recent: Recent, packet: Packet) -> tuple[object, ...]:
 
 
 Read = Callable[[Packet, Place], Field]
+
+_OTHER_HEADERS = frozenset(("icmp", "icmpv6", "igmp", "dccp", "udplite", "ah", "esp", "comp", "arp"))
 
 
 def _of_family(family: str, read: Read) -> Read:

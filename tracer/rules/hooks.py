@@ -16,7 +16,8 @@ from __future__ import annotations
 from tracer.rules.model import Chain, RuleSet, Table
 from tracer.rules.packet import Flow, Packet, Place, Tracking
 from tracer.rules.routing import Routing
-from tracer.rules.walk import Walker, Worlds, merge, track
+from tracer.rules.walk import Walker
+from tracer.rules.worlds import Worlds, merge, track
 
 _CONNTRACK = -200
 # All chains of type nat at a hook run at one place, whatever priorities of their own say: those only order them among

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 
 from tracer.rules.model import Origin
-from tracer.rules.walk import Step
+from tracer.rules.trail import Step
 
 _COMMENT = re.compile(
     r"([^\s/:]+)/([^\s/:]+)(?::(\S+))?"

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from tracer.rules.model import Other, SetMark
-from tracer.rules.packet import Packet, Tracking
+from tracer.rules.model import Other, SetMark, Verdict
+from tracer.rules.packet import Flow, Packet, Tracking
 
 Change = Callable[[Packet, int], Packet]
 
@@ -23,6 +23,16 @@ def set_mark(mark: SetMark, packet: Packet, step: int) -> Packet:
     if mark.key == "ct mark":
         return packet._replace(ct_mark=packet.ct_mark & ~mark.clear & _ALL_BITS ^ mark.toggle)
     return _marked(packet, packet.mark & ~mark.clear & _ALL_BITS ^ mark.toggle, step)
+
+
+def rejects(verdict: Verdict, flow: Flow) -> bool:
+    """Whether the packet is of the kind that can be rejected so: nft leaves out of its text what this implies."""
+    reason = verdict.reason or ""
+    if reason == "tcp-reset":
+        return flow.protocol == "tcp"
+    if reason.startswith("icmp-"):
+        return flow.family == "ip"
+    return flow.family == "ip6" or not reason.startswith("icmp6-")
 
 
 def change_other(other: Other, name: str) -> Change | None:

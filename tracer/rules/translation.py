@@ -18,6 +18,7 @@ from tracer.rules.packet import Packet, Place
 MOST_WAYS = 4096  # addresses or ports of a range that are told one by one
 
 DESTINATION = frozenset(("dnat", "redirect"))
+_LAST_IPV4 = 0xFFFFFFFF
 _DESTINATION_HOOKS = frozenset(("prerouting", "output"))
 
 
@@ -42,6 +43,8 @@ def changes_destination(nat: Nat, place: Place) -> bool:
 
 def translate(nat: Nat, packet: Packet, place: Place, table: Table, lookups: Lookups) -> Translation | None:
     """What becomes of the packet; None where the rule's map has nothing for it, so that the next rule comes."""
+    if nat.address is not None and (nat.address.high > _LAST_IPV4) is not (place.flow.family == "ip6"):
+        return None  # `dnat ip to …` in a table of family inet
     if nat.lookup is not None:
         return _from_map(nat, nat.lookup, packet, place, table, lookups)
     if not changes_destination(nat, place):

@@ -4,17 +4,16 @@ What belongs here: rules, chains, jumps and verdicts, as the kernel's two engine
 base chains and hooks (`hooks`), and what the walk means for whoever asked (`explain`).
 Sources: Linux net/ipv4/netfilter/ip_tables.c (ipt_do_table); net/netfilter/nf_tables_core.c (nft_do_chain).
 
-All that may happen is followed at once: `Worlds` says which packets there can be, and with which probability. Where
-chance decides, a packet goes both ways; ways that lead to equal packets become one again, so that a thousand endpoints
-cost a thousand rules and no more. Where a condition can't be told, the packet goes on as if the rule were not there,
-and once more, with probability 0, as if it applied: what only such packets meet *depends*.
+All that may happen is followed at once (`worlds`). Where chance decides, a packet goes both ways; ways that lead to
+equal packets become one again, so that a thousand endpoints cost a thousand rules and no more. Where a condition can't
+be told, the packet goes on as if the rule were not there, and once more, with probability 0, as if it applied: what
+only such packets meet *depends*.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from tracer.errors import K8snetError
 from tracer.rules import translation
@@ -39,11 +38,11 @@ from tracer.rules.model import (
     Update,
     Verdict,
 )
-from tracer.rules.packet import Packet, Place, Tracking
+from tracer.rules.packet import Packet, Place
 from tracer.rules.refusals import candidates
-from tracer.rules.statements import change_other, set_mark
-
-Worlds = dict[Packet, float]
+from tracer.rules.statements import change_other, rejects, set_mark
+from tracer.rules.trail import Ended, Step, Trail, Visited
+from tracer.rules.worlds import Worlds, by_chance, changed, merge, scaled
 
 MOST_WORLDS = 50_000
 _DEEPEST = 16  # jumps and gotos in nf_tables (include/net/netfilter/nf_tables.h, NFT_JUMP_STACK_SIZE)
@@ -53,60 +52,6 @@ _CONDITIONS = (Match, Chance, Every, Recent, Unknown)
 
 class TooManyWays(K8snetError):
     """Rules with so many random marks that their combinations can't be told one by one."""
-
-
-@dataclass(slots=True)
-class Step:
-    """A rule that took packets, and what it did.
-
-    rule: counted from 1, as iptables --line-numbers does; None for the policy of a base chain. effect: what the rule
-    does: accept, drop, reject, jump, goto, return, dnat, snat, masquerade, redirect, netmap, mark, queue, or another
-    target's name in small letters; missing or loop for a jump that can't be made; depends where it can't be told
-    whether the rule applies, and `would` is what it does then. probability: the share of all packets that it takes.
-    parent: the step whose jump led here. target: where to. on: the words of the conditions that can't be told.
-    """
-
-    number: int
-    hook: str
-    table: Table
-    chain: str
-    rule: int | None
-    text: str
-    effect: str
-    probability: float
-    parent: int | None
-    target: str | None = None
-    would: str | None = None
-    on: tuple[str, ...] = ()
-    comment: str | None = None
-    parts: tuple[Part, ...] = ()
-    verdict: Verdict | None = None
-    same_as: int | None = None  # the step of an equal jump, whose steps are not told again
-
-
-class Ended(NamedTuple):
-    """Packets that went no further. verdict: drop or reject. step: the number of the step that decided."""
-
-    verdict: str
-    packet: Packet
-    probability: float
-    step: int
-
-
-class Visited(NamedTuple):
-    """One walk through a chain: how many rules packets came to, and which of these took any. step: that led here."""
-
-    hook: str
-    table: Table
-    chain: str
-    step: int | None
-    met: int
-    took: tuple[int, ...]
-
-    @property
-    def passed(self) -> int:
-        """How many rules were passed over."""
-        return self.met - len(self.took)
 
 
 @dataclass(slots=True)
@@ -123,11 +68,7 @@ class Walker:
     """Follows packets through chains; gathers steps, ends, and what people should know."""
 
     def __init__(self) -> None:
-        self.steps: list[Step] = []
-        self.ended: list[Ended] = []
-        self.visited: list[Visited] = []
-        self.notes: dict[str, None] = {}
-        self.affinity: int | None = None
+        self.trail = Trail()
         self._lookups = Lookups()
         self._accepted: Worlds = {}
         self._active: list[str] = []
@@ -140,40 +81,11 @@ class Walker:
         self._active = [chain.name]
         back = _Chain(self, place, table, chain, None).walk(worlds)
         if chain.policy == "drop":
-            step = self.record(place, table, chain.name, None, None, "drop", sum(back.values()), None)
-            self._end("drop", back, step)
+            step = self.trail.record(place, table, chain.name, None, None, "drop", sum(back.values()), None)
+            self.trail.end("drop", back, step)
             back = {}
         merge(self._accepted, back)
         return self._accepted
-
-    def record(
-        self,
-        place: Place,
-        table: Table,
-        chain: str,
-        index: int | None,
-        rule: Rule | None,
-        effect: str,
-        probability: float,
-        parent: int | None,
-    ) -> Step:
-        """Add a step."""
-        number = len(self.steps)
-        text = f"policy {effect}" if rule is None else rule.text
-        step = Step(
-            number, place.hook, table, chain, None if index is None else index + 1, text, effect, probability, parent
-        )
-        if rule is not None:
-            step.comment, step.parts, step.verdict = rule.comment, rule.parts, rule.verdict
-        self.steps.append(step)
-        return step
-
-    def note(self, text: str) -> None:
-        """Tell people something, once."""
-        self.notes.setdefault(text)
-
-    def _end(self, verdict: str, worlds: Worlds, step: Step) -> None:
-        self.ended += (Ended(verdict, packet, weight, step.number) for packet, weight in worlds.items())
 
     def _accept(self, worlds: Worlds) -> None:
         merge(self._accepted, worlds)
@@ -187,21 +99,21 @@ class Walker:
             memory = self._memory[key] = self._walk_anew(place, table, chain, worlds, step, scale)
         else:
             step.same_as = memory.step
-        merge(self._accepted, _scaled(memory.accepted, scale))
-        self.ended += (each._replace(probability=each.probability * scale) for each in memory.ended)
-        return _scaled(memory.returned, scale)
+        merge(self._accepted, scaled(memory.accepted, scale))
+        self.trail.ended += (each._replace(probability=each.probability * scale) for each in memory.ended)
+        return scaled(memory.returned, scale)
 
     def _walk_anew(self, place: Place, table: Table, chain: Chain, worlds: Worlds, step: Step, scale: float) -> _Memory:
-        outer_accepted, outer_ended = self._accepted, self.ended
-        self._accepted, self.ended = {}, []
+        outer_accepted, outer_ended = self._accepted, self.trail.ended
+        self._accepted, self.trail.ended = {}, []
         self._active.append(chain.name)
-        first = len(self.steps)
+        first = len(self.trail.steps)
         returned = _Chain(self, place, table, chain, step.number).walk(worlds)
         self._active.pop()
-        ended = [each._replace(probability=each.probability / scale) for each in self.ended]
-        told = step.number if len(self.steps) > first else None
-        memory = _Memory(_scaled(returned, 1 / scale), _scaled(self._accepted, 1 / scale), ended, told)
-        self._accepted, self.ended = outer_accepted, outer_ended
+        ended = [each._replace(probability=each.probability / scale) for each in self.trail.ended]
+        told = step.number if len(self.trail.steps) > first else None
+        memory = _Memory(scaled(returned, 1 / scale), scaled(self._accepted, 1 / scale), ended, told)
+        self._accepted, self.trail.ended = outer_accepted, outer_ended
         return memory
 
 
@@ -210,6 +122,7 @@ class _Chain:
 
     def __init__(self, walker: Walker, place: Place, table: Table, chain: Chain, parent: int | None) -> None:
         self._walker = walker
+        self._trail = walker.trail
         self._place = place
         self._table = table
         self._chain = chain
@@ -235,7 +148,7 @@ class _Chain:
             if not worlds:
                 met = index + 1
                 break
-        self._walker.visited.append(
+        self._trail.visited.append(
             Visited(self._place.hook, self._table, self._chain.name, self._parent, met, tuple(took))
         )
         merge(self._returned, worlds)
@@ -266,10 +179,10 @@ class _Chain:
         """Those for which the condition holds, and those for which it does not."""
         if isinstance(condition, Chance):
             share = 1.0 - condition.probability if condition.negated else condition.probability
-            return _by_chance(worlds, share)
+            return by_chance(worlds, share)
         if isinstance(condition, Every):
             share = 1.0 / condition.every if condition.every else 1.0
-            return _by_chance(worlds, 1.0 - share if condition.negated else share)
+            return by_chance(worlds, 1.0 - share if condition.negated else share)
         held: Worlds = {}
         failed: Worlds = {}
         for packet, weight in worlds.items():
@@ -312,8 +225,8 @@ class _Chain:
 
     def _sticks(self, seconds: int) -> None:
         """The rule asks whether the client was seen lately: in a nat chain, that is session affinity."""
-        if self._chain_is_nat() and seconds and self._walker.affinity is None:
-            self._walker.affinity = seconds
+        if self._chain_is_nat() and seconds and self._trail.affinity is None:
+            self._trail.affinity = seconds
 
     def _chain_is_nat(self) -> bool:
         base = self._table.chains.get(self._walker._active[0])
@@ -343,9 +256,9 @@ class _Chain:
             return self._translate(part, rule, worlds)
         if isinstance(part, SetMark):
             step = self._record(rule, "mark", worlds)
-            return _changed(worlds, lambda packet: set_mark(part, packet, step.number)), {}
+            return changed(worlds, lambda packet: set_mark(part, packet, step.number)), {}
         if isinstance(part, Update):
-            return _changed(worlds, lambda packet: self._update(part, packet)), {}
+            return changed(worlds, lambda packet: self._update(part, packet)), {}
         assert isinstance(part, Other), part
         return self._other(part, rule, worlds)
 
@@ -357,7 +270,7 @@ class _Chain:
 
     def _decide(self, verdict: Verdict, rule: Rule, worlds: Worlds) -> tuple[Worlds, Worlds]:
         kind = verdict.kind
-        if kind == "continue":
+        if kind == "continue" or (kind == "reject" and not rejects(verdict, self._place.flow)):
             return {}, worlds
         step = self._record(rule, kind, worlds, verdict.chain)
         step.verdict = verdict
@@ -366,7 +279,7 @@ class _Chain:
         if kind == "return":
             merge(self._returned, worlds)
         elif kind in ("drop", "reject"):
-            self._walker._end(kind, worlds, step)
+            self._trail.end(kind, worlds, step)
         else:
             self._accept(worlds, step)
         return {}, {}
@@ -374,10 +287,10 @@ class _Chain:
     def _accept(self, worlds: Worlds, step: Step) -> None:
         """accept ends this base chain only. queue: a program decides, which lets most packets through."""
         if step.effect == "queue" or step.would == "queue":
-            self._walker.note("a program decides (queue): told is what follows if it lets the packet through")
-            self._walker._end("drop", dict.fromkeys(worlds, 0.0), step)
+            self._trail.note("a program decides (queue): told is what follows if it lets the packet through")
+            self._trail.end("drop", dict.fromkeys(worlds, 0.0), step)
         if not self._chain_is_nat():
-            worlds = _changed(worlds, lambda packet: packet._replace(accepted=True))
+            worlds = changed(worlds, lambda packet: packet._replace(accepted=True))
         self._walker._accept(worlds)
 
     def _follow(self, verdict: Verdict, step: Step, worlds: Worlds) -> tuple[Worlds, Worlds]:
@@ -387,14 +300,14 @@ class _Chain:
         trouble = None
         if chain is None:
             trouble = "missing"
-            self._walker.note(f"chain {self._chain.name} leads to {name}, which table {self._table.name} does not have")
+            self._trail.note(f"chain {self._chain.name} leads to {name}, which table {self._table.name} does not have")
         elif name in self._walker._active:
             trouble = "loop"
             way = " → ".join([*self._walker._active[self._walker._active.index(name) :], name])
-            self._walker.note(f"chains lead in a circle ({way}), which the kernel refuses to load")
+            self._trail.note(f"chains lead in a circle ({way}), which the kernel refuses to load")
         elif len(self._walker._active) > self._deepest():
             trouble = "loop"
-            self._walker.note(f"chains lead on from each other more than {self._deepest()} deep at {name}")
+            self._trail.note(f"chains lead on from each other more than {self._deepest()} deep at {name}")
         if chain is None or trouble is not None:
             step.effect, step.would = trouble or "missing", verdict.kind
             return worlds, {}
@@ -421,10 +334,10 @@ class _Chain:
                 else:
                     merge(verdicts.setdefault((element.data, element.comment), {}), {packet: weight * share})
         for (verdict, comment), taken in verdicts.items():
-            before = len(self._walker.steps)
+            before = len(self._trail.steps)
             on, behind = self._decide(verdict, rule, taken)
-            if comment is not None and len(self._walker.steps) > before:
-                self._walker.steps[before].comment = comment
+            if comment is not None and len(self._trail.steps) > before:
+                self._trail.steps[before].comment = comment
             merge(going, on)
             merge(left, behind)
         return going, left
@@ -435,7 +348,7 @@ class _Chain:
         done: Worlds = {}
         if not self._chain_is_nat():
             return worlds, {}
-        number = len(self._walker.steps)
+        number = len(self._trail.steps)
         destination = translation.changes_destination(nat, self._place)
         for packet, weight in worlds.items():
             found = translation.translate(nat, packet, self._place, self._table, self._walker._lookups)
@@ -443,7 +356,7 @@ class _Chain:
                 left[packet] = weight
                 continue
             if found.note is not None:
-                self._walker.note(found.note)
+                self._trail.note(found.note)
             for way in found.ways:
                 new = way.packet._replace(translated=number) if destination else way.packet._replace(masqueraded=number)
                 merge(done, {new: weight * way.share})
@@ -455,10 +368,10 @@ class _Chain:
 
     def _other(self, other: Other, rule: Rule, worlds: Worlds) -> tuple[Worlds, Worlds]:
         name = other.name.lower()
-        changed = change_other(other, name)
-        if changed is not None:
+        change = change_other(other, name)
+        if change is not None:
             step = self._record(rule, "mark" if "mark" in name else name, worlds)
-            return _changed(worlds, lambda packet: changed(packet, step.number)), {}
+            return changed(worlds, lambda packet: change(packet, step.number)), {}
         if other.ends is False:
             if name in ("log", "nflog"):
                 self._record(rule, name, worlds)
@@ -466,61 +379,28 @@ class _Chain:
         step = self._record(rule, name, worlds)
         if other.ends is None:
             self._unknown_target(other, step)
-            self._walker._end("drop", dict.fromkeys(worlds, 0.0), step)
+            self._trail.end("drop", dict.fromkeys(worlds, 0.0), step)
             return worlds, {}
-        self._walker.note(f"{other.name} may do anything with the packet: told is what follows if it lets it through")
+        self._trail.note(f"{other.name} may do anything with the packet: told is what follows if it lets it through")
         self._accept(worlds, step)
         return {}, {}
 
     def _unknown_target(self, other: Other, step: Step) -> None:
         step.effect, step.would, step.on = "depends", step.would or step.effect, (*step.on, other.text)
         if self._table.origin is not Origin.NFTABLES:
-            self._walker.note(
+            self._trail.note(
                 f"{other.name} is neither a chain of table {self._table.name} nor a target that we know: "
                 "told is what follows if it does nothing"
             )
 
     def _record(self, rule: Rule, effect: str, worlds: Worlds, target: str | None = None) -> Step:
-        step = self._walker.record(
+        step = self._trail.record(
             self._place, self._table, self._chain.name, self._index, rule, effect, sum(worlds.values()), self._parent
         )
         step.target = target
         if self._on and not any(worlds.values()):
             step.effect, step.would, step.on = "depends", effect, tuple(self._on)
         return step
-
-
-def merge(worlds: Worlds, others: Worlds) -> None:
-    """Add these packets to those."""
-    for packet, weight in others.items():
-        worlds[packet] = worlds.get(packet, 0.0) + weight
-
-
-def track(worlds: Worlds) -> Worlds:
-    """Connection tracking sees the packets: the first ones of new flows."""
-    return _changed(
-        worlds, lambda packet: packet._replace(tracking=Tracking.NEW) if packet.tracking is Tracking.NONE else packet
-    )
-
-
-def _changed(worlds: Worlds, change: object) -> Worlds:
-    changed: Worlds = {}
-    for packet, weight in worlds.items():
-        new = change(packet)  # type: ignore[operator]
-        changed[new] = changed.get(new, 0.0) + weight
-    return changed
-
-
-def _scaled(worlds: Worlds, factor: float) -> Worlds:
-    return {packet: weight * factor for packet, weight in worlds.items()}
-
-
-def _by_chance(worlds: Worlds, share: float) -> tuple[Worlds, Worlds]:
-    if share >= 1.0:
-        return worlds, {}
-    if share <= 0.0:
-        return {}, worlds
-    return _scaled(worlds, share), _scaled(worlds, 1.0 - share)
 
 
 def condition_words(condition: Condition) -> str:
