@@ -129,7 +129,10 @@ def trace_options_of(subcommand: str) -> set[str]:
     from tracer.cli import cli
 
     command = cli.commands.get(subcommand, cli)
-    return {option for parameter in command.params for option in parameter.opts} | {"--help"}
+    parameters = [*command.params]
+    if command is not cli:
+        parameters += [parameter for below in getattr(command, "commands", {}).values() for parameter in below.params]
+    return {option for each in parameters for option in (*each.opts, *each.secondary_opts)} | {"--help"}
 
 
 def test_changelog_starts_with_the_version_or_what_is_not_released() -> None:

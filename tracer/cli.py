@@ -32,6 +32,7 @@ Examples:
   sudo k8snet-trace --failed -o json                   what did not get through, as JSON
   sudo k8snet-trace --record night.jsonl --duration 60 record a minute
   k8snet-trace --replay night.jsonl --pod 'web-*'      look at it later, without root
+  sudo k8snet-trace probe fastapi/lets-ship-it:http    which pod each of 30 new flows reaches
   k8snet-trace doctor                                  what works on this machine, and what mends the rest
   k8snet-trace completion bash > /etc/bash_completion.d/k8snet-trace
 """

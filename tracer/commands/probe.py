@@ -30,8 +30,8 @@ Examples:
 """
 DNS_EXAMPLES = """\b
 Examples:
-  sudo k8snet-trace probe dns lets-ship-it.fastapi.svc.cluster.local --server 10.96.0.10 --from default/client
-  sudo k8snet-trace probe dns _http._tcp.lets-ship-it.fastapi.svc.cluster.local --type SRV --server 10.96.0.10
+  sudo k8snet-trace probe dns web.shop.svc.cluster.local --server 10.96.0.10 --from default/client
+  sudo k8snet-trace probe dns _http._tcp.web.shop.svc.cluster.local --type SRV --server 10.96.0.10
   sudo k8snet-trace probe dns example.org --server 10.96.0.10 --no-rd -o json
 """
 

@@ -7,6 +7,7 @@ What belongs here: making queries, reading answers, what their header flags mean
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -131,7 +132,8 @@ def server_words(server: str) -> str:
     try:
         return f"{endpoint_text(str(ipaddress.ip_address(bare)), PORT)}/udp"
     except ValueError:
-        return server if server.lower().endswith(("/udp", "/tcp", "/sctp")) else f"{server}/udp"
+        whole = server.lower().endswith(("/udp", "/tcp", "/sctp")) or not re.search("[:/]", server)
+        return server if whole else f"{server}/udp"
 
 
 def _query(name: str, kind: str, recursion_desired: bool) -> dns.message.Message:
