@@ -712,3 +712,19 @@ static __always_inline void watch_queued(__u64 skb, __u64 sk, __u64 nfct)
 	if (!sent_here || READ(__u32, READ(__u64, skb, SKB_DEV), DEVICE_FLAGS) & DEVICE_LOOPBACK)
 		receive_packet(READ(__u64, skb, SKB_HEAD) + READ(__u16, skb, SKB_NETWORK_HEADER));
 }
+
+/*
+ * A packet is handed to a device, in whatever namespace. One that no UDP socket of this namespace sends has come from
+ * elsewhere, or is an ICMP error: for who waits for an answer it arrives. On the loopback device sending is arriving.
+ * What comes in by a real network card and stays here is not seen on this way, but by on_netif_receive_skb.
+ */
+static __always_inline void watch_queued(__u64 skb, __u64 sk, __u64 nfct)
+{
+	bool sent_here = sk && FIELD(__u16, sk, SOCK_PROTOCOL) == PROTOCOL_UDP;
+	if (sent_here)
+		send_datagram(skb, sk, nfct & ~CTINFO_MASK, nfct & CTINFO_MASK);
+	if (!look_at_arrivals())
+		return;
+	if (!sent_here || READ(__u32, READ(__u64, skb, SKB_DEV), DEVICE_FLAGS) & DEVICE_LOOPBACK)
+		receive_packet(READ(__u64, skb, SKB_HEAD) + READ(__u16, skb, SKB_NETWORK_HEADER));
+}

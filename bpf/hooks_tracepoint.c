@@ -14,11 +14,10 @@ int on_net_dev_queue(__u64 *ctx)
 	int ctinfo = nfct & CTINFO_MASK;
 
 	/*
-   * An answer tells something new only where a DNAT leads to the node itself (a
-   * hostNetwork pod): then no packet of the asking direction is ever sent on,
-   * and a socket of this namespace answers. Answers that are passed on have
-   * none, and there are many of them.
-   */
+	 * An answer tells something new only where a DNAT leads to the node itself (a hostNetwork pod): then no packet
+	 * of the asking direction is ever sent on, and a socket of this namespace answers. Answers that are passed on
+	 * have none, and there are many of them.
+	 */
 	if (ct && (ctinfo == CTINFO_NEW || (ctinfo == CTINFO_REPLY && sk)))
 		note_translation(ct, ctinfo == CTINFO_REPLY);
 	watch_queued(skb, sk, nfct);

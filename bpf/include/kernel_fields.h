@@ -78,6 +78,9 @@ struct tuple {
 /* include/uapi/linux/if.h */
 #define DEVICE_LOOPBACK 8
 
+/* include/uapi/linux/if.h */
+#define DEVICE_LOOPBACK 8
+
 /* enum ip_conntrack_info, enum ip_conntrack_status
  * (include/uapi/linux/netfilter/nf_conntrack_common.h) */
 #define CTINFO_MASK 7UL
