@@ -1,23 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0
 /*
- * The join: who asked (from the socket), where it was sent (from conntrack),
- * how it ended. One record per connection.
+ * The join: who asked (from the socket), where it was sent (from conntrack), how it ended. One record per connection.
  *
- * Here: the maps, and what to do with each fact. Not here: which kernel hook
- * tells it (hooks_*.c). BCC rewrites map operations only in the main file, so
- * tracer/bpf.py joins this file and one backend's hooks into a single text.
+ * Here: the maps, and what to do with each fact. Not here: which kernel hook tells it (hooks_*.c). BCC rewrites map
+ * operations only in the main file, so tracer/bpf.py joins this file and one backend's hooks into a single text.
  */
-#include "kernel_fields.h"
-#include "records.h"
 #include <uapi/linux/ptrace.h>
+#include "records.h"
+#include "kernel_fields.h"
 
 #define NANOSECONDS_PER_SECOND 1000000000ULL
-/* As conntrack forgets UDP flows: net/netfilter/nf_conntrack_proto_udp.c,
- * udp_timeouts. */
+/* As conntrack forgets UDP flows: net/netfilter/nf_conntrack_proto_udp.c, udp_timeouts. */
 #define UDP_UNANSWERED_NS (30 * NANOSECONDS_PER_SECOND)
 #define UDP_ANSWERED_NS (120 * NANOSECONDS_PER_SECOND)
-/* One translation in the pod's node, one where the packet arrives (a NodePort
- * of another node), and one to spare. */
+/* One translation in the pod's node, one where the packet arrives (a NodePort of another node), and one to spare. */
 #define MAX_TRANSLATIONS 3
 
 struct asked {
@@ -36,10 +32,8 @@ struct request {
 	char comm[COMM_LENGTH];
 	struct asked asked;
 	__u16 was_reset; /* a RST came: tells a refusal from an ICMP error */
-	__u16 soft_error; /* the errno of the last ICMP error, which the socket itself
-                       may not keep */
-	__u32 doubtful; /* a datagram that may itself be an answer: a record only if
-                       it is answered */
+	__u16 soft_error; /* the errno of the last ICMP error, which the socket itself may not keep */
+	__u32 doubtful; /* a datagram that may itself be an answer: a record only if it is answered */
 };
 
 struct translation {
@@ -57,9 +51,8 @@ struct datagram_flow {
 #define ATTENTION_JIFFIES 3000
 
 BPF_RINGBUF_OUTPUT(records, RING_BUFFER_PAGES);
-/* Plain hashes where every entry is removed by us, so that a full map shows as
- * an error to count; LRU where entries may be about flows whose end we never
- * see. */
+/* Plain hashes where every entry is removed by us, so that a full map shows as an error to count; LRU where entries
+ * may be about flows whose end we never see. */
 BPF_TABLE("hash", __u64, struct request, requests, MAX_REQUESTS);
 BPF_TABLE("lru_hash", struct tuple, struct translation, translations, MAX_TRANSLATED);
 BPF_TABLE("lru_hash", __u64, struct asked, asked_by_thread, MAX_ASKED);
@@ -69,8 +62,7 @@ BPF_TABLE("hash", struct tuple, struct request, datagram_requests, MAX_DATAGRAMS
 BPF_TABLE("lru_hash", struct tuple, struct tuple, datagram_answers, MAX_DATAGRAMS);
 BPF_PERCPU_ARRAY(lost, __u64, LOST_STAGES);
 BPF_ARRAY(attention_until, __u64, 1);
-/* What user space adds to CLOCK_MONOTONIC for nanoseconds since the Unix epoch;
- * it keeps this up to date. */
+/* What user space adds to CLOCK_MONOTONIC for nanoseconds since the Unix epoch; it keeps this up to date. */
 BPF_ARRAY(since_boot, __u64, 1);
 
 static __always_inline void count_lost(int stage)
@@ -102,13 +94,11 @@ static __always_inline void reverse_tuple(const struct tuple *tuple, struct tupl
 	reversed->pad = 0;
 }
 
-/* ---- what the process asked for, where a cgroup program may rewrite it
- * (Cilium's socket load balancing) ---- */
+/* ---- what the process asked for, where a cgroup program may rewrite it (Cilium's socket load balancing) ---- */
 
 /*
- * Remember the address that this thread passes to the kernel, before any
- * program could change it. `address`: the first 28 bytes of a struct sockaddr,
- * already copied.
+ * Remember the address that this thread passes to the kernel, before any program could change it.
+ * `address`: the first 28 bytes of a struct sockaddr, already copied.
  */
 static __always_inline void note_asked(const __u8 *address, __u32 fd)
 {
@@ -137,8 +127,7 @@ static __always_inline void note_asked(const __u8 *address, __u32 fd)
 }
 
 /*
- * Whether the socket holds another destination than the process asked for: only
- * then was it translated at the socket.
+ * Whether the socket holds another destination than the process asked for: only then was it translated at the socket.
  */
 static __always_inline bool is_translated(const struct asked *asked, const struct tuple *tuple)
 {
@@ -147,9 +136,9 @@ static __always_inline bool is_translated(const struct asked *asked, const struc
 	if (!asked->family)
 		return false;
 	/*
-   * connect() to the unspecified address means loopback (tcp_v4_connect,
-   * tcp_v6_connect): the kernel's doing, not a program's.
-   */
+	 * connect() to the unspecified address means loopback (tcp_v4_connect, tcp_v6_connect): the kernel's doing,
+	 * not a program's.
+	 */
 	if (want[0] == 0 && want[1] == 0)
 		return false;
 	return asked->family != family || want[0] != have[0] || want[1] != have[1] ||
@@ -159,8 +148,7 @@ static __always_inline bool is_translated(const struct asked *asked, const struc
 /* ---- the record ---- */
 
 /*
- * Follow the translations of `tuple` from namespace to namespace; leaves the
- * last tuple in place. Returns FLAG_ bits.
+ * Follow the translations of `tuple` from namespace to namespace; leaves the last tuple in place. Returns FLAG_ bits.
  */
 static __always_inline __u8 follow_translations(struct tuple *tuple, __u32 *nat_netns)
 {
@@ -188,8 +176,8 @@ static __always_inline __u8 follow_translations(struct tuple *tuple, __u32 *nat_
 }
 
 /*
- * The parts of a record that need no look at translations; the others zero.
- * False: there is no room, and it is counted.
+ * The parts of a record that need no look at translations; the others zero. False: there is no room, and it is
+ * counted.
  */
 static __always_inline struct connection_record *begin_record(
 	const struct request *request, const struct tuple *tuple, __u8 outcome, __u16 error)
@@ -226,16 +214,15 @@ static __always_inline struct connection_record *begin_record(
 }
 
 /*
- * User space sweeps the buffer on its own clock (tracer/source/live.py): waking
- * it for each record costs more than the record.
+ * User space sweeps the buffer on its own clock (tracer/source/live.py): waking it for each record costs more than
+ * the record.
  */
 static __always_inline void end_record(struct connection_record *record)
 {
 	records.ringbuf_submit(record, BPF_RB_NO_WAKEUP);
 }
 
-/* Hand the finished connection to user space. `tuple`: as the socket has it;
- * changed to where packets go. */
+/* Hand the finished connection to user space. `tuple`: as the socket has it; changed to where packets go. */
 static __always_inline void submit_connection(
 	const struct request *request, struct tuple *tuple, __u8 outcome, __u16 error)
 {
@@ -261,8 +248,7 @@ static __always_inline void submit_connection(
 	end_record(record);
 }
 
-/* What an errno says of the outcome, for errors that need no look at how they
- * came about. */
+/* What an errno says of the outcome, for errors that need no look at how they came about. */
 static __always_inline __u8 outcome_of_error(int error)
 {
 	switch (error) {
@@ -284,14 +270,12 @@ static __always_inline __u8 outcome_of_error(int error)
 /* ---- TCP ---- */
 
 /*
- * Maps are asked with a copy of the socket pointer. The verifier of 6.1
- * and 6.12 (no longer that of 6.18) forgets the type of a pointer that was
- * spilled to the stack and shown to a helper, and clang reloads it from there:
- * FIELD(sk) is "invalid mem access 'scalar'" then.
+ * Maps are asked with a copy of the socket pointer. The verifier of 6.1 and 6.12 (no longer that of 6.18) forgets the
+ * type of a pointer that was spilled to the stack and shown to a helper, and clang reloads it from there: FIELD(sk)
+ * is "invalid mem access 'scalar'" then.
  */
 
-/* A process asks for a connection: the socket goes from CLOSE to SYN_SENT. Its
- * source port may not be chosen yet. */
+/* A process asks for a connection: the socket goes from CLOSE to SYN_SENT. Its source port may not be chosen yet. */
 static __always_inline void open_request(__u64 sk)
 {
 	__u64 key = sk;
@@ -312,8 +296,7 @@ static __always_inline void open_request(__u64 sk)
 static __always_inline __u8 outcome_of_failure(const struct request *request, int error)
 {
 	if (error == ERROR_CONNREFUSED)
-		/* A RST is the far end's own word; the same errno without one came by ICMP,
-     * as REJECT sends it. */
+		/* A RST is the far end's own word; the same errno without one came by ICMP, as REJECT sends it. */
 		return request->was_reset ? OUTCOME_REFUSED : OUTCOME_REJECTED;
 	if (error == 0)
 		/* The process closed the socket before anybody answered. */
@@ -321,8 +304,7 @@ static __always_inline __u8 outcome_of_failure(const struct request *request, in
 	return outcome_of_error(error);
 }
 
-/* The socket leaves SYN_SENT: it is established, or closes without having been.
- */
+/* The socket leaves SYN_SENT: it is established, or closes without having been. */
 static __always_inline void finish_request(__u64 sk, bool established)
 {
 	__u64 key = sk;
@@ -342,10 +324,8 @@ static __always_inline void finish_request(__u64 sk, bool established)
 }
 
 /*
- * A RST arrived for this socket: the answer to its request, or, where the
- * connection stands but no byte has come, the other side's change of mind. User
- * space then looks for the record that it has just got
- * (tracer/source/resets.py).
+ * A RST arrived for this socket: the answer to its request, or, where the connection stands but no byte has come, the
+ * other side's change of mind. User space then looks for the record that it has just got (tracer/source/resets.py).
  */
 static __always_inline void note_reset(__u64 sk)
 {
@@ -366,9 +346,8 @@ static __always_inline void note_reset(__u64 sk)
 }
 
 /*
- * An error was reported to the socket. While a process holds its lock, as in
- * connect(), an ICMP error only becomes sk_err_soft, which getsockopt(SO_ERROR)
- * takes away; the error queue, too, has it (tcp_v4_err, ip_icmp_error).
+ * An error was reported to the socket. While a process holds its lock, as in connect(), an ICMP error only becomes
+ * sk_err_soft, which getsockopt(SO_ERROR) takes away; the error queue, too, has it (tcp_v4_err, ip_icmp_error).
  */
 static __always_inline void note_error(__u64 sk)
 {
@@ -382,9 +361,8 @@ static __always_inline void note_error(__u64 sk)
 }
 
 /*
- * A connect() that failed before there was a request to follow: no route, no
- * free port, a cgroup program said no. The source is not known: none was
- * chosen. `protocol` of the socket.
+ * A connect() that failed before there was a request to follow: no route, no free port, a cgroup program said no.
+ * The source is not known: none was chosen. `protocol` of the socket.
  */
 static __always_inline void fail_unrouted(const struct asked *asked, __u64 sk, __u8 protocol, int error)
 {
@@ -401,9 +379,8 @@ static __always_inline void fail_unrouted(const struct asked *asked, __u64 sk, _
 }
 
 /*
- * connect() returns. Most of the time all has been told by then; left are a UDP
- * socket whose destination a program changed (it is asked for once, and used by
- * datagrams to come), and a TCP request that failed before it began.
+ * connect() returns. Most of the time all has been told by then; left are a UDP socket whose destination a program
+ * changed (it is asked for once, and used by datagrams to come), and a TCP request that failed before it began.
  */
 static __always_inline void finish_connect(const struct asked *asked, __u64 sk, long result)
 {
@@ -439,11 +416,9 @@ static __always_inline void read_conntrack_tuple(__u64 ct, int direction, struct
 }
 
 /*
- * A conntrack entry that rewrites addresses: remember where its packets go,
- * under the tuple that was asked for. `is_answer`: the packet goes the other
- * way. Only the first of those still matters: where a DNAT leads to the node
- * itself (a hostNetwork pod), no packet of the asking direction is ever sent
- * on.
+ * A conntrack entry that rewrites addresses: remember where its packets go, under the tuple that was asked for.
+ * `is_answer`: the packet goes the other way. Only the first of those still matters: where a DNAT leads to the node
+ * itself (a hostNetwork pod), no packet of the asking direction is ever sent on.
  */
 static __always_inline void note_translation(__u64 ct, bool is_answer)
 {
@@ -476,8 +451,7 @@ static __always_inline void note_translation(__u64 ct, bool is_answer)
 /* ---- UDP ---- */
 
 /*
- * The tuple of the IP packet in `skb`, whose network header lies at `header`.
- * False: not UDP, a fragment, or not IP.
+ * The tuple of the IP packet in `skb`, whose network header lies at `header`. False: not UDP, a fragment, or not IP.
  */
 static __always_inline bool read_packet_tuple(__u64 header, struct tuple *tuple, __u8 *protocol)
 {
@@ -516,11 +490,9 @@ static __always_inline bool read_packet_tuple(__u64 header, struct tuple *tuple,
 }
 
 /*
- * Arriving packets are of interest only to UDP, so they are looked at while a
- * process on the machine has lately sent a datagram (within 3 s where HZ is
- * 1000, 30 s where it is 100). Jiffies: reading them is one load. User space
- * reads this, too: it attaches on_netif_receive_skb only then
- * (tracer/source/arrivals.py).
+ * Arriving packets are of interest only to UDP, so they are looked at while a process on the machine has lately sent a
+ * datagram (within 3 s where HZ is 1000, 30 s where it is 100). Jiffies: reading them is one load. User space reads
+ * this, too: it attaches on_netif_receive_skb only then (tracer/source/arrivals.py).
  */
 static __always_inline bool look_at_arrivals(void)
 {
@@ -537,8 +509,7 @@ static __always_inline void pay_attention(void)
 		*known = until;
 }
 
-/* Whether the process chose this socket's source port itself, as servers do,
- * and did not connect it. */
+/* Whether the process chose this socket's source port itself, as servers do, and did not connect it. */
 static __always_inline bool may_be_server(__u64 sk)
 {
 	return READ(__u8, sk, SOCK_STATE) != STATE_ESTABLISHED &&
@@ -546,9 +517,8 @@ static __always_inline bool may_be_server(__u64 sk)
 }
 
 /*
- * A process sends a datagram: the first of a flow opens a request. `ct` and
- * `ctinfo` are of the packet, 0 when this namespace tracks nothing. In process
- * context, with the packet's socket still known.
+ * A process sends a datagram: the first of a flow opens a request. `ct` and `ctinfo` are of the packet, 0 when this
+ * namespace tracks nothing. In process context, with the packet's socket still known.
  */
 static __always_inline void send_datagram(__u64 skb, __u64 sk, __u64 ct, int ctinfo)
 {
@@ -557,8 +527,7 @@ static __always_inline void send_datagram(__u64 skb, __u64 sk, __u64 ct, int cti
 	if (ct && ctinfo >= CTINFO_REPLY)
 		return;
 	if (ct) {
-		/* The packet may be rewritten already; the entry holds what was asked, and
-     * what will answer. */
+		/* The packet may be rewritten already; the entry holds what was asked, and what will answer. */
 		read_conntrack_tuple(ct, 0, &tuple);
 		read_conntrack_tuple(ct, 1, &answer);
 	} else {
@@ -569,8 +538,7 @@ static __always_inline void send_datagram(__u64 skb, __u64 sk, __u64 ct, int cti
 	}
 	if (tuple.protocol != PROTOCOL_UDP)
 		return;
-	/* Had we looked at what arrives, a request that this datagram answers would
-   * be known. */
+	/* Had we looked at what arrives, a request that this datagram answers would be known. */
 	bool looked = look_at_arrivals();
 	pay_attention();
 	__u64 now = bpf_ktime_get_ns();
@@ -599,8 +567,8 @@ static __always_inline void send_datagram(__u64 skb, __u64 sk, __u64 ct, int cti
 }
 
 /*
- * Taking the request away comes first: user space takes it away, too, when
- * nobody answers, and only one of us reports.
+ * Taking the request away comes first: user space takes it away, too, when nobody answers, and only one of us
+ * reports.
  */
 static __always_inline void finish_datagram(struct tuple *tuple, __u8 outcome, __u16 error)
 {
@@ -614,9 +582,8 @@ static __always_inline void finish_datagram(struct tuple *tuple, __u8 outcome, _
 }
 
 /*
- * What an ICMP error says (RFC 792, RFC 4443). `outer`: the packet that brought
- * it; `about`: the one that it is about, whose start it carries. False: it is
- * no such error, or not about UDP.
+ * What an ICMP error says (RFC 792, RFC 4443). `outer`: the packet that brought it; `about`: the one that it is
+ * about, whose start it carries. False: it is no such error, or not about UDP.
  */
 static __always_inline bool read_icmp_error(
 	__u64 icmp, bool is_v6, const struct tuple *outer, struct tuple *about, __u8 *outcome, __u16 *error)
@@ -628,8 +595,7 @@ static __always_inline bool read_icmp_error(
 	*outcome = OUTCOME_UNREACHABLE;
 	*error = !is_v6 && code == 0 ? ERROR_NETUNREACH : ERROR_HOSTUNREACH;
 	if (code == (is_v6 ? 4 : 3)) {
-		/* Port unreachable: the far end's own word, or a rule's on the way
-     * (iptables' REJECT). */
+		/* Port unreachable: the far end's own word, or a rule's on the way (iptables' REJECT). */
 		*outcome = sender[0] == asked[0] && sender[1] == asked[1] ? OUTCOME_REFUSED : OUTCOME_REJECTED;
 		*error = ERROR_CONNREFUSED;
 	} else if (is_v6 ? code == 1 : code == 9 || code == 10 || code == 13) {
@@ -639,8 +605,7 @@ static __always_inline bool read_icmp_error(
 	return true;
 }
 
-/* Somebody else's request: what is sent back must not look like a new flow of
- * ours. */
+/* Somebody else's request: what is sent back must not look like a new flow of ours. */
 static __always_inline void note_heard(const struct tuple *tuple)
 {
 	struct tuple answer;
@@ -653,8 +618,7 @@ static __always_inline void note_heard(const struct tuple *tuple)
 		count_lost(LOST_DATAGRAM_MAP);
 }
 
-/* A packet arrives somewhere on the machine: perhaps the answer to a datagram.
- * `header`: its network header. */
+/* A packet arrives somewhere on the machine: perhaps the answer to a datagram. `header`: its network header. */
 static __always_inline void receive_packet(__u64 header)
 {
 	struct tuple packet, request, answer;
@@ -680,8 +644,7 @@ static __always_inline void receive_packet(__u64 header)
 	}
 	struct tuple *original = datagram_answers.lookup(&answer);
 	if (original) {
-		/* What was asked for, where the packet is about what it was translated to.
-     */
+		/* What was asked for, where the packet is about what it was translated to. */
 		request = *original;
 	} else if (!is_icmp) {
 		note_heard(&packet);
@@ -693,24 +656,6 @@ static __always_inline void receive_packet(__u64 header)
 		flow->answered = 1;
 	}
 	finish_datagram(&request, outcome, error);
-}
-
-/*
- * A packet is handed to a device, in whatever namespace. One that no UDP socket
- * of this namespace sends has come from elsewhere, or is an ICMP error: for who
- * waits for an answer it arrives. On the loopback device sending is arriving.
- * What comes in by a real network card and stays here is not seen on this way,
- * but by on_netif_receive_skb.
- */
-static __always_inline void watch_queued(__u64 skb, __u64 sk, __u64 nfct)
-{
-	bool sent_here = sk && FIELD(__u16, sk, SOCK_PROTOCOL) == PROTOCOL_UDP;
-	if (sent_here)
-		send_datagram(skb, sk, nfct & ~CTINFO_MASK, nfct & CTINFO_MASK);
-	if (!look_at_arrivals())
-		return;
-	if (!sent_here || READ(__u32, READ(__u64, skb, SKB_DEV), DEVICE_FLAGS) & DEVICE_LOOPBACK)
-		receive_packet(READ(__u64, skb, SKB_HEAD) + READ(__u16, skb, SKB_NETWORK_HEADER));
 }
 
 /*

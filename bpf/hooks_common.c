@@ -1,21 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0
 /*
- * Hooks that every backend uses: tracepoints, which need neither kprobes nor
- * trampolines nor tracefs. Attached as tp_btf (typed arguments) or, where the
- * kernel refuses that, as raw tracepoints; both see the arguments of the
+ * Hooks that every backend uses: tracepoints, which need neither kprobes nor trampolines nor tracefs. Attached as
+ * tp_btf (typed arguments) or, where the kernel refuses that, as raw tracepoints; both see the arguments of the
  * TP_PROTO in include/trace/events/{sock,net,tcp}.h as an array.
  */
 
-/* inet_sock_set_state(const struct sock *sk, const int oldstate, const int
- * newstate) */
+/* inet_sock_set_state(const struct sock *sk, const int oldstate, const int newstate) */
 int on_inet_sock_set_state(__u64 *ctx)
 {
 	__u64 sk = ctx[0];
 	int oldstate = ctx[1], newstate = ctx[2];
 
 	if (oldstate == STATE_SYN_SENT || oldstate == STATE_SYN_RECV) {
-		/* From SYN_RECV it is an accepted connection, whose lookup finds nothing,
-     * or a simultaneous open. */
+		/* From SYN_RECV it is an accepted connection, whose lookup finds nothing, or a simultaneous open. */
 		if (newstate == STATE_ESTABLISHED || newstate == STATE_CLOSE)
 			finish_request(sk, newstate == STATE_ESTABLISHED);
 	} else if (newstate == STATE_SYN_SENT && FIELD(__u16, sk, SOCK_PROTOCOL) == PROTOCOL_TCP) {
@@ -39,10 +36,9 @@ int on_inet_sk_error_report(__u64 *ctx)
 }
 
 /*
- * netif_receive_skb(struct sk_buff *skb): the network header is not set
- * everywhere yet, but data points at it. Attached only while look_at_arrivals()
- * holds: short TCP connections that cross a few devices would lose 1.5 % of
- * their throughput by the mere call.
+ * netif_receive_skb(struct sk_buff *skb): the network header is not set everywhere yet, but data points at it. Attached
+ * only while look_at_arrivals() holds: short TCP connections that cross a few devices would lose 1.5 % of their
+ * throughput by the mere call.
  */
 int on_netif_receive_skb(__u64 *ctx)
 {
@@ -52,9 +48,9 @@ int on_netif_receive_skb(__u64 *ctx)
 }
 
 /*
- * kfree_skb(struct sk_buff *skb, void *location, enum skb_drop_reason reason):
- * a packet is dropped. A rule may do that after the translation, or the next
- * hop may not answer (ARP): then no later hook sees where the packet was to go.
+ * kfree_skb(struct sk_buff *skb, void *location, enum skb_drop_reason reason): a packet is dropped. A rule may do
+ * that after the translation, or the next hop may not answer (ARP): then no later hook sees where the packet was to
+ * go.
  */
 int on_kfree_skb(__u64 *ctx)
 {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0
 /*
- * What the backends fentry and kprobe share: handlers of the kernel functions
- * that both probe, and the one packet hook that they still need, for UDP.
+ * What the backends fentry and kprobe share: handlers of the kernel functions that both probe, and the one packet
+ * hook that they still need, for UDP.
  */
 
 static __always_inline void forget_asked(void)
@@ -10,8 +10,7 @@ static __always_inline void forget_asked(void)
 	asked_by_thread.delete(&thread);
 }
 
-/* A conntrack entry is about to enter the table; all NAT has been decided
- * (nf_confirm comes last of all hooks). */
+/* A conntrack entry is about to enter the table; all NAT has been decided (nf_confirm comes last of all hooks). */
 static __always_inline void note_confirmed(__u64 skb)
 {
 	__u64 ct = READ(__u64, skb, SKB_NFCT) & ~CTINFO_MASK;
@@ -19,15 +18,13 @@ static __always_inline void note_confirmed(__u64 skb)
 		note_translation(ct, false);
 }
 
-/* connect() enters the protocol, before any cgroup program ran. `address`:
- * kernel copy of what the process passed. */
+/* connect() enters the protocol, before any cgroup program ran. `address`: kernel copy of what the process passed. */
 static __always_inline void begin_connect(__u64 socket, __u64 address, __u64 length)
 {
 	__u8 copy[32] = {};
 	if (length < 16 || READ(__u32, socket, SOCKET_STATE) != SOCKET_UNCONNECTED)
 		return;
-	/* The kernel's copy is a struct sockaddr_storage: 28 bytes are there whatever
-   * the length. */
+	/* The kernel's copy is a struct sockaddr_storage: 28 bytes are there whatever the length. */
 	if (!bpf_probe_read_kernel(copy, 28, (void *)address))
 		note_asked(copy, 0);
 }
@@ -43,8 +40,8 @@ static __always_inline void end_connect(__u64 socket, int result)
 }
 
 /*
- * sendto() or sendmsg() on a UDP socket; `message`: struct msghdr, whose
- * msg_name is NULL when the socket is connected.
+ * sendto() or sendmsg() on a UDP socket; `message`: struct msghdr, whose msg_name is NULL when the socket is
+ * connected.
  */
 static __always_inline void begin_datagram(__u64 message)
 {

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0
 /*
- * Backend "tracepoint": for kernels that refuse kprobes and fentry. Conntrack
- * entries are seen on the packets that leave (skb->_nfct), which costs a look
- * at every packet.
+ * Backend "tracepoint": for kernels that refuse kprobes and fentry. Conntrack entries are seen on the packets that
+ * leave (skb->_nfct), which costs a look at every packet.
  */
 
 /* net_dev_queue(struct sk_buff *skb), of every network namespace */

@@ -1,13 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0 */
 /*
- * Reading kernel structures at offsets that tracer/btf.py found in the running
- * kernel's BTF and passed with -D.
+ * Reading kernel structures at offsets that tracer/btf.py found in the running kernel's BTF and passed with -D.
  *
- * READ() copies through bpf_probe_read_kernel and takes any address; what can't
- * be read is 0. FIELD() is for pointers that come straight from a hook's
- * arguments: in programs that the verifier knows the argument types of
- * (TYPED_ARGUMENTS: tp_btf, fentry) it is a plain load, which costs a
- * nanosecond where the helper costs fifteen.
+ * READ() copies through bpf_probe_read_kernel and takes any address; what can't be read is 0. FIELD() is for pointers
+ * that come straight from a hook's arguments: in programs that the verifier knows the argument types of
+ * (TYPED_ARGUMENTS: tp_btf, fentry) it is a plain load, which costs a nanosecond where the helper costs fifteen.
  */
 #ifndef K8SNET_KERNEL_FIELDS_H
 #define K8SNET_KERNEL_FIELDS_H
@@ -31,8 +28,7 @@
 #define FIELD(type, base, offset) READ(type, base, offset)
 #endif
 
-/* struct nf_conntrack_tuple (include/net/netfilter/nf_conntrack_tuple.h), ports
- * in network order. */
+/* struct nf_conntrack_tuple (include/net/netfilter/nf_conntrack_tuple.h), ports in network order. */
 struct conntrack_tuple {
 	__u8 source[16];
 	__be16 source_port;
@@ -44,8 +40,7 @@ struct conntrack_tuple {
 };
 _Static_assert(sizeof(struct conntrack_tuple) == TUPLE_SIZE, "struct nf_conntrack_tuple has changed its layout");
 
-/* The same facts as the key of our maps: addresses aligned to 8 bytes, so that
- * they compare as two words. */
+/* The same facts as the key of our maps: addresses aligned to 8 bytes, so that they compare as two words. */
 struct tuple {
 	__u8 source[16];
 	__u8 destination[16];
@@ -78,11 +73,7 @@ struct tuple {
 /* include/uapi/linux/if.h */
 #define DEVICE_LOOPBACK 8
 
-/* include/uapi/linux/if.h */
-#define DEVICE_LOOPBACK 8
-
-/* enum ip_conntrack_info, enum ip_conntrack_status
- * (include/uapi/linux/netfilter/nf_conntrack_common.h) */
+/* enum ip_conntrack_info, enum ip_conntrack_status (include/uapi/linux/netfilter/nf_conntrack_common.h) */
 #define CTINFO_MASK 7UL
 #define CTINFO_NEW 2
 #define CTINFO_REPLY 3 /* this and above: the packet answers */
@@ -108,17 +99,14 @@ static __always_inline __u32 netns_inode(__u64 net)
 
 static __always_inline bool is_mapped(const __u64 *address)
 {
-	/* ::ffff:a.b.c.d, RFC 4291 section 2.5.5.2; little-endian view of bytes 8..15
-   */
+	/* ::ffff:a.b.c.d, RFC 4291 section 2.5.5.2; little-endian view of bytes 8..15 */
 	return address[0] == 0 && (__u32)address[1] == 0xffff0000u;
 }
 
 /*
- * The 5-tuple of a TCP socket, as the process asked for it; `sk` is a
- * tracepoint's argument. An IPv4-mapped IPv6 address becomes IPv4: that is what
- * the packets are. The source port comes from inet_sport, which lies behind
- * struct sock (hence READ): tcp_set_state(TCP_CLOSE) has cleared skc_num when
- * the tracepoint runs.
+ * The 5-tuple of a TCP socket, as the process asked for it; `sk` is a tracepoint's argument. An IPv4-mapped IPv6
+ * address becomes IPv4: that is what the packets are. The source port comes from inet_sport, which lies behind struct
+ * sock (hence READ): tcp_set_state(TCP_CLOSE) has cleared skc_num when the tracepoint runs.
  */
 static __always_inline void read_socket_tuple(__u64 sk, struct tuple *tuple)
 {
@@ -141,8 +129,7 @@ static __always_inline void read_socket_tuple(__u64 sk, struct tuple *tuple)
 	*(__be32 *)tuple->source = FIELD(__be32, sk, SOCK_SADDR);
 }
 
-/* Where a socket's packets go, for a socket pointer from anywhere. Fills in
- * destination, port and family only. */
+/* Where a socket's packets go, for a socket pointer from anywhere. Fills in destination, port and family only. */
 static __always_inline void read_socket_destination(__u64 sk, struct tuple *tuple)
 {
 	__u64 address[2] = {};
