@@ -14,6 +14,7 @@ from tracer.errors import UsageError
 from tracer.rules.explain import Explanation, Question, explain, revealed_addresses
 from tracer.rules.kubeproxy import service_map
 from tracer.rules.model import RuleSet
+from tracer.rules.narrowing import about
 from tracer.rules.routing import Routing, ToldRouting
 from tracer.rules.rtnetlink import LiveRouting
 
@@ -92,7 +93,10 @@ def _answer(rules: RuleSet, asked: Asked, source: str | None, around: Surroundin
             return _explained(rules, Question(asked.ip, asked.port, asked.protocol, source), around, asked.text)
         return _likeliest(rules, asked, source, around)
     family = None if source is None else 6 if ":" in source else 4
-    found = resolve(asked, service_map(rules), family=family)
+    named = service_map(about(rules, asked.namespace, asked.name))
+    if not any((port.namespace, port.name) == (asked.namespace, asked.name) for port in named.services):
+        named = service_map(rules)  # for the nearest names
+    found = resolve(asked, named, family=family)
     return _explained(rules, Question(found.ip, found.port, found.protocol, source), around, asked.text)
 
 
