@@ -203,18 +203,44 @@ def test_session_affinity(net: Net, wishes: Callable[..., Wishes]) -> None:
 
 
 def test_two_nodes_on_the_way(net: Net, wishes: Callable[..., Wishes]) -> None:
-    """As a NodePort of another node is reached: masqueraded on the way out, translated on arrival."""
+    """As a NodePort of another node is reached: masqueraded on the way out, translated on arrival.
+
+    The second node's rules look at the source that the first one gave the packets.
+    """
     client, router, server = net
     restore(router, False, "nat", ["-A POSTROUTING -o server -j MASQUERADE --random-fully"])
+    match = "-A PREROUTING -d 10.0.2.2 -p tcp --dport 30080"
+    rules = [f"{match} ! -s 10.0.2.1 -j DNAT --to-destination 10.0.2.2:8000"]
     for number, backend in enumerate(BACKENDS[1:]):
         share = f"-m statistic --mode nth --every {2 - number} --packet 0"
-        rule = f"-A PREROUTING -d 10.0.2.2 -p tcp --dport 30080 {share} -j DNAT --to-destination {backend}:8000"
-        restore(server, False, "nat", [rule])
+        rules.append(f"{match} {share} -j DNAT --to-destination {backend}:8000")
+    restore(server, False, "nat", rules)
     with serving(server, "TCP"):
         report = probe("10.0.2.2:30080", wishes(client, 40), never)
     assert observed(report) == {"10.0.2.3": 20, "10.0.2.4": 20}
     assert [each.share for each in report.reached] == pytest.approx([0.5, 0.5])
     assert report.p_value == 1.0
+
+
+def test_nftables(net: Net, wishes: Callable[..., Wishes]) -> None:
+    """Shares of one quarter and three, in a table of somebody's own."""
+    client, router, server = net
+    choice = "numgen random mod 4 map { 0 : 10.0.2.2, 1-3 : 10.0.2.3 }"
+    router.sh(
+        "nft add table ip shop",
+        "nft 'add chain ip shop pre { type nat hook prerouting priority dstnat; }'",
+        f"nft 'add rule ip shop pre ip daddr {SERVICE} tcp dport 80 dnat to {choice} : 8000'",
+    )
+    with serving(server, "TCP"):
+        report = probe(f"{SERVICE}:80", wishes(client, 200), never)
+    counts = observed(report)
+    assert sum(counts.values()) == 200
+    assert abs(counts["10.0.2.2"] - 50) < 40  # more than six standard deviations
+    assert [(each.ip, each.expected) for each in report.reached] == [
+        ("10.0.2.2", pytest.approx(50)),
+        ("10.0.2.3", pytest.approx(150)),
+    ]
+    assert report.degrees == 1
 
 
 def test_nothing_translates(net: Net, wishes: Callable[..., Wishes]) -> None:
