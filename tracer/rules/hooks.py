@@ -96,9 +96,14 @@ class Course:
 
 
 def base_chains(rules: RuleSet, family: str, hook: str) -> list[tuple[int, Table, Chain]]:
-    """The base chains at a hook in the order in which they run, each with the priority that counts."""
+    """The base chains at a hook in the order in which they run, each with the priority that counts.
+
+    Of equal ones the kernel runs first what was registered last (Linux net/netfilter/core.c, nf_hook_entries_grow), and
+    tables and chains are told in the order in which they were made. Between legacy tables and nf_tables, which are told
+    apart, it can't be told; most often the legacy ones are older.
+    """
     found = []
-    for table, chain in rules.base_chains(family, hook):
+    for table, chain in reversed(rules.base_chains(family, hook)):
         assert chain.hook is not None
         own = chain.hook.priority
         found.append((_NAT.get(hook, own) if chain.hook.type == "nat" else own, own, table, chain))

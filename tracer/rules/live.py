@@ -12,6 +12,7 @@ by the next.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable
@@ -30,6 +31,7 @@ from tracer.rules.services import ServiceMap
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _SECONDS = 120.0  # a table of 10,000 Services takes iptables-nft-save 1.2 s; a stuck program must not stop a trace
 _IPTABLES_TABLES = frozenset(("raw", "mangle", "nat", "filter", "security"))
+_INCOMPATIBLE = re.compile(r"Table `(\w+)' (?:is|contains) incompatible")
 _PROGRAMS = {"ip": "iptables", "ip6": "ip6tables"}
 _NAMES_FILES = {"ip": "ip_tables_names", "ip6": "ip6_tables_names"}
 
@@ -91,13 +93,23 @@ def _nf_tables() -> RuleSet:
     rules = RuleSet()
     for family, program in _PROGRAMS.items():
         if any(of == family and name in _IPTABLES_TABLES for of, name in tables) and _find(f"{program}-nft-save"):
-            rules.add(read_save(_run([f"{program}-nft-save"]), f"{program}-nft-save", family))
-    rules.notes.clear()  # that nft has to print one of them: so it does
+            rules.add(_compatible(read_save(_run([f"{program}-nft-save"]), f"{program}-nft-save", family)))
     known = {(table.family, table.name) for table in rules.tables}
     others = [table for table in tables if table not in known]
     if others:
         rules.add(_nft(others))
+    made = {key: number for number, key in enumerate(tables)}  # in that order: see `hooks`
+    rules.tables.sort(key=lambda table: made.get((table.family, table.name), len(made)))
     return rules
+
+
+def _compatible(rules: RuleSet) -> RuleSet:
+    """The tables that are iptables-nft's own; of others it says so in a note, and prints them without their rules.
+
+    Those that merely bear such a name (`nft add table ip nat`) are left to nft.
+    """
+    foreign = {match[1] for note in rules.notes if (match := _INCOMPATIBLE.search(note)) is not None}
+    return RuleSet([table for table in rules.tables if table.name not in foreign])
 
 
 def _nft(tables: Iterable[tuple[str, str]]) -> RuleSet:

@@ -145,6 +145,24 @@ def in_any_order(rule: Rule) -> tuple[list[str], str | None]:
     return [repr(part) for part in parts], rule.comment
 
 
+def test_tables_that_only_bear_the_names_of_iptables(namespace: Namespace) -> None:
+    """iptables-nft-save prints such a table, empty and with other policies, and says that nft is to be asked."""
+    namespace.sh(
+        "nft 'table ip nat { chain prerouting { type nat hook prerouting priority -100; accept ; } ; }'",
+        "nft 'table ip filter { chain input { type filter hook input priority 0; policy drop; accept ; } ; }'",
+        "iptables-nft -t mangle -A INPUT -j ACCEPT",
+    )
+    rules = live.read_rules(namespace.path)
+    found = [(table.name, table.origin, list(table.chains)) for table in rules.tables]
+    assert found == [
+        ("nat", Origin.NFTABLES, ["prerouting"]),
+        ("filter", Origin.NFTABLES, ["input"]),
+        ("mangle", Origin.IPTABLES_NFT, ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"]),
+    ]
+    assert rules.tables[1].chains["input"].policy == "drop"
+    assert rules.notes == []
+
+
 class TestState:
     def test_each_change_of_legacy_rules_that_adds_or_removes_shows(self, namespace: Namespace) -> None:
         load(namespace, LEGACY[0])
