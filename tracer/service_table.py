@@ -26,7 +26,7 @@ INDENT = "  "
 _LEAST = (16, 17, 16, 5)  # columns that a cell keeps, however narrow the terminal
 _BREAKS = "/:-."  # a word that does not fit is broken behind one of these, if one comes in its second half
 _ORDER = ("ClusterIP", "ExternalIP", "LoadBalancer", None, "NodePort")
-_REFUSED = {"reject": "rejected", "drop": "dropped"}
+REFUSED = {"reject": "rejected", "drop": "dropped"}
 
 Cell = tuple[Span, ...]
 Row = tuple[Cell, ...]
@@ -81,7 +81,7 @@ def _addresses(service: ServicePort) -> Iterator[Cell]:
     for address in sorted(service.addresses, key=lambda address: _ORDER.index(address.kind)):
         spans = [Span(f"{address.kind or 'external'} ", "dim"), Span(address_label(address, service.protocol))]
         if address.refused is not None:
-            spans += [Span(" "), Span(_REFUSED[address.refused], "bad")]
+            spans += [Span(" "), Span(REFUSED[address.refused], "bad")]
         yield tuple(spans)
         if address.kind == "LoadBalancer":
             yield from ((Span(f"{INDENT}from {text}", "dim"),) for text in service.source_ranges)

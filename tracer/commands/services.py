@@ -7,16 +7,18 @@ What belongs here: options, and which form the answer takes. What does not: the 
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from tracer.commands.rules_source import chosen_rules, rules_options
-from tracer.errors import K8snetError
+from tracer.commands.rules_source import chosen_rules, netns_path, rules_options
+from tracer.errors import K8snetError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from tracer.rules.model import RuleSet
     from tracer.rules.services import ServiceMap, ServicePort
 
 EXAMPLES = """\b
@@ -24,6 +26,7 @@ Examples:
   sudo k8snet-trace services                              all Services, as the kernel's rules have them
   sudo k8snet-trace services fastapi/lets-ship-it         one of them
   sudo k8snet-trace services 'kube-*/*' --netns node2     those of some namespaces, on another node of this machine
+  sudo k8snet-trace services --watch                      what changes, in words, as kube-proxy writes it
   k8snet-trace services --rules nat.save -o json          from what iptables-save printed, without root
 """
 
@@ -39,25 +42,83 @@ Examples:
     help="A table for people, or one JSON document.",
 )
 @rules_options
-def services(names: tuple[str, ...], output: str, rules: tuple[str, ...], netns: str | None) -> None:
+@click.option("--watch", is_flag=True, help="Print what changes, a line each, when the rules change. Ctrl-C ends it.")
+@click.option("--count", type=click.IntRange(min=1), metavar="N", help="With --watch: end after N lines.")
+@click.option("--duration", type=click.FloatRange(min=0), metavar="SECONDS", help="With --watch: end after a time.")
+@click.option(
+    "--ready-file",
+    type=click.Path(dir_okay=False),
+    metavar="PATH",
+    help="With --watch: create PATH once the rules were read.",
+)
+def services(
+    names: tuple[str, ...], output: str, rules: tuple[str, ...], netns: str | None, watch: bool, **limits: Any
+) -> None:
     """Show every Service: its addresses, its endpoints and their shares.
 
     As kube-proxy wrote them into the kernel's rules, in any of its modes: what packets meet, whatever the Kubernetes
-    API says. A NAME may be a shell pattern.
+    API says. A NAME may be a shell pattern. With --watch, -o json prints one object a line.
     """
-    from tracer.rules.kubeproxy import service_map
     from tracer.sinks import ReaderGone
+
+    with contextlib.suppress(ReaderGone):
+        if watch:
+            _watch(names, output, rules, netns, **limits)
+        elif any(value is not None for value in limits.values()):
+            raise UsageError("--count, --duration and --ready-file belong to --watch")
+        else:
+            _show(names, output, chosen_rules(rules, netns))
+
+
+def _show(names: tuple[str, ...], output: str, rules: RuleSet) -> None:
+    from tracer.rules.kubeproxy import service_map
     from tracer.terminal import writer
 
-    read = chosen_rules(rules, netns)
-    for note in read.notes:
+    for note in rules.notes:
         _note(note)
-    chosen = _named(service_map(read), names)
+    chosen = _named(service_map(rules), names)
     if not chosen and output == "table":
         _note("kube-proxy has no rules for any Service here")
-        return
-    with contextlib.suppress(ReaderGone):
+    else:
         writer().write("".join(_json(chosen) if output == "json" else _table(chosen)))
+
+
+def _watch(
+    names: tuple[str, ...],
+    output: str,
+    rules: tuple[str, ...],
+    netns: str | None,
+    *,
+    count: int | None,
+    duration: float | None,
+    ready_file: str | None,
+) -> None:
+    from tracer import service_watch
+    from tracer.rules.watching import Watching
+    from tracer.session import write_ready_file
+    from tracer.sinks import Interrupted
+    from tracer.stop import Stop
+    from tracer.terminal import writer
+
+    if rules:
+        raise UsageError("saved rules do not change: --watch is for the kernel's", hint="leave --rules out")
+
+    def ready(found: ServiceMap) -> None:
+        if ready_file is not None:
+            write_ready_file(ready_file)
+        if sys.stderr is not None and sys.stderr.isatty():
+            _note(f"watching {len(found.services)} Service ports; Ctrl-C ends it")
+
+    with Stop() as stop, contextlib.suppress(Interrupted):
+        service_watch.watch(
+            Watching(netns_path(rules, netns)),
+            writer(stop),
+            names=names,
+            as_json=output == "json",
+            limits=service_watch.Limits(count, duration),
+            stopped=stop,
+            on_ready=ready,
+        )
 
 
 def _named(found: ServiceMap, names: tuple[str, ...]) -> Sequence[ServicePort]:

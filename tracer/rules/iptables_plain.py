@@ -100,8 +100,11 @@ def _chains(text: str, table: str, family: str, declared: dict[str, str], places
     def parse(line: str) -> Rule:
         return parse_rule(line, family, declared)
 
+    def words(name: str) -> str:
+        return "".join([text[start:end] for start, end in places.of(name)])
+
     def make(name: str) -> Chain:
-        lines = [line for start, end in places.of(name) for line in text[start : end - 1].split("\n")]
+        lines = words(name).split("\n")[:-1]
         declaration = _DECLARED.fullmatch(declared[name])
         assert declaration is not None, declared[name]
         policy, packets, octets = declaration.groups()
@@ -110,4 +113,4 @@ def _chains(text: str, table: str, family: str, declared: dict[str, str], places
         return Chain(name, Rules(lines, parse), hook, POLICIES.get(policy), None, counters)
 
     based = tuple(name for name, line in declared.items() if " -" not in line and built_in_hook(table, name))
-    return LazyChains(declared, make, based)
+    return LazyChains(declared, words, make, based)

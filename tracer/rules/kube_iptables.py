@@ -45,9 +45,8 @@ _COMMENT = re.compile(r"([^\s/:]+)/([^\s/:]+)(?::(\S+))?(?: (.*))?")
 _TARGETS = {"DROP": "drop", "REJECT": "reject", "ACCEPT": "accept", "RETURN": "return"}
 
 
-def read_nat(table: Table, building: Building) -> None:
-    """Add the addresses that a nat table serves."""
-    routes = Routes(table)
+def read_nat(table: Table, routes: Routes, building: Building) -> None:
+    """Add the addresses that a nat table serves. routes: those of its chains."""
     family = FAMILIES[table.family]
     services = table.chains["KUBE-SERVICES"].rules
     for entry in _entries(services, table):

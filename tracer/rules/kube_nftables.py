@@ -22,9 +22,8 @@ _COMMENT = re.compile(r"([^\s/:]+)/([^\s/:]+)(?::(\S+))?")
 _CHAIN_NAME = re.compile(r"[a-z]+-[A-Z0-9]{8}-([^/]+)/([^/]+)/([^/]+)/([^/]*)")
 
 
-def read_nftables(table: Table, building: Building) -> None:
-    """Add what a table called kube-proxy holds."""
-    routes = Routes(table)
+def read_nftables(table: Table, routes: Routes, building: Building) -> None:
+    """Add what a table called kube-proxy holds. routes: those of its chains."""
     names = _read_service_ips(table, routes, building) | _read_node_ports(table, routes, building)
     _read_refusals(table, names, building)
     if "nodeport-ips" in table.sets:

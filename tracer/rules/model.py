@@ -254,12 +254,20 @@ class Chain:
 class LazyChains(Mapping[str, Chain]):
     """The chains of a table, each made when it is first asked for.
 
-    names: of all chains, in the kernel's order. make: makes the chain of such a name. based: names of the base chains.
+    names: of all chains, in the kernel's order. text: the words of a chain's rules, for comparison. make: makes the
+    chain of such a name. based: names of the base chains.
     """
 
-    __slots__ = ("_made", "_make", "_names", "based")
+    __slots__ = ("_made", "_make", "_names", "based", "text")
 
-    def __init__(self, names: Collection[str], make: Callable[[str], Chain], based: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        names: Collection[str],
+        text: Callable[[str], str],
+        make: Callable[[str], Chain],
+        based: tuple[str, ...],
+    ) -> None:
+        self.text = text
         self.based = based
         self._names = names
         self._make = make

@@ -9,6 +9,7 @@ of a rule is its chance times what the rules before it left over. Matches on the
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import NamedTuple
 
 from tracer.rules.model import Chain, Condition, Table
@@ -34,7 +35,28 @@ class Routes:
     def __init__(self, table: Table) -> None:
         self._table = table
         self._routes: dict[str, Route] = {}
+        self._looked_at: dict[str, list[str]] = {}  # by the chain whose route it decides
         self._depth = 0
+
+    def after(self, table: Table, changed: Container[str]) -> Routes:
+        """The routes of the table as it is now, of which only these chains changed, appeared or went.
+
+        What none of them decides is not worked out again.
+        """
+        stale = {name for name in self._looked_at if name in changed}
+        grown = True
+        while grown:  # twice, but for loops of chains: what is looked at comes before what looks
+            before = len(stale)
+            stale.update(
+                name
+                for name, others in self._looked_at.items()
+                if any(other in stale or other in changed for other in others)
+            )
+            grown = len(stale) > before
+        routes = Routes(table)
+        routes._routes = {name: route for name, route in self._routes.items() if name not in stale}
+        routes._looked_at = {name: others for name, others in self._looked_at.items() if name not in stale}
+        return routes
 
     def of(self, name: str) -> Route:
         """Where the chain `name` leads; nowhere when it does not exist, or only back to itself."""
@@ -55,6 +77,7 @@ class Routes:
         choice: dict[tuple[str, int], Endpoint] = {}
         left = 1.0
         affinity: int | None = None
+        looked_at: list[str] = []
         for step in steps(self._table, chain):
             if isinstance(step, int):
                 affinity = step
@@ -63,8 +86,9 @@ class Routes:
             taken = not step.chains
             if step.endpoint is not None:
                 _add(choice, Endpoint(*step.endpoint, share, (chain.name,)))
+            looked_at += step.chains
             for name in step.chains:
-                end = None if step.conditions else self._end(name)
+                end = None if step.conditions else self._end(name, looked_at)
                 if end is not None:
                     _add(choice, Endpoint(*end, share, (chain.name, name)))
                     taken = True
@@ -79,10 +103,14 @@ class Routes:
                     break
         if choice:
             branches.append(Branch((), (), choice))
+        self._looked_at[chain.name] = looked_at
         return Route(tuple(branches), affinity)
 
-    def _end(self, name: str) -> tuple[str, int] | None:
-        """The endpoint whose own chain this is: one DNAT, whatever comes. Three of four chains are of that kind."""
+    def _end(self, name: str, looked_at: list[str]) -> tuple[str, int] | None:
+        """The endpoint whose own chain this is: one DNAT, whatever comes. Three of four chains are of that kind.
+
+        looked_at: to which the chains are added that decide it.
+        """
         chain = self._table.chains.get(name)
         if chain is None:
             return None
@@ -91,6 +119,7 @@ class Routes:
                 return None
             if step.endpoint is not None:
                 return step.endpoint if not step.conditions and step.chance == 1.0 else None
+            looked_at += step.chains
             if not step.chains or any(self.of(other).branches for other in step.chains):
                 return None
         return None

@@ -80,6 +80,10 @@ class ServicePort:
     source_ranges: tuple[str, ...]
     no_endpoints: bool
 
+    def is_called(self, pattern: str) -> bool:
+        """Whether NAME or NAMESPACE/NAME, either of which may be a shell pattern, names this Service."""
+        return fnmatchcase(f"{self.namespace}/{self.name}" if "/" in pattern else self.name, pattern)
+
     def to_json(self) -> dict[str, Any]:
         """The object of `k8snet-trace services -o json`."""
         return {
@@ -179,13 +183,8 @@ class ServiceMap:
         return None
 
     def named(self, pattern: str) -> list[ServicePort]:
-        """The Service ports of the Services that NAME or NAMESPACE/NAME names; either may be a shell pattern."""
-        qualified = "/" in pattern
-        return [
-            service
-            for service in self.services
-            if fnmatchcase(f"{service.namespace}/{service.name}" if qualified else service.name, pattern)
-        ]
+        """The Service ports that the pattern names (see ServicePort.is_called)."""
+        return [service for service in self.services if service.is_called(pattern)]
 
     def nearest(self, name: str, count: int = 3) -> list[str]:
         """The NAMESPACE/NAME of Services that are called nearly so, the nearest first: for whoever mistyped."""

@@ -42,18 +42,19 @@ def iptables_save(services: int, endpoints: int = 3) -> str:
     rules.append('-A OUTPUT -m comment --comment "kubernetes service portals" -j KUBE-SERVICES')
     rules.append("-A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000")
     chains.append(":KUBE-SERVICES - [0:0]")
-    rules += (f"-A KUBE-SERVICES {_match(number)} -j {_service_chain(number)}" for number in range(services))
+    rules += (f"-A KUBE-SERVICES {_match(number)} -j {service_chain(number)}" for number in range(services))
     for number in range(services):
-        chains.append(f":{_service_chain(number)} - [0:0]")
+        chains.append(f":{service_chain(number)} - [0:0]")
         chains += (f":{_endpoint_chain(number, endpoint)} - [0:0]" for endpoint in range(endpoints))
-        rules.append(f"-A {_service_chain(number)} ! -s 10.128.0.0/9 {_match(number)} -j KUBE-MARK-MASQ")
+        rules.append(f"-A {service_chain(number)} ! -s 10.128.0.0/9 {_match(number)} -j KUBE-MARK-MASQ")
         rules += (_choice(number, endpoint, endpoints) for endpoint in range(endpoints))
         for endpoint in range(endpoints):
             rules += _endpoint(number, endpoint)
     return "\n".join([_HEADER, "*nat", *chains, *rules, "COMMIT", "# Completed", ""])
 
 
-def _service_chain(number: int) -> str:
+def service_chain(number: int) -> str:
+    """The chain that chooses an endpoint of Service `number`."""
     return "KUBE-SVC-" + chain_hash(service_name(number), "tcp")
 
 
@@ -72,7 +73,7 @@ def _choice(number: int, endpoint: int, endpoints: int) -> str:
     chance = f"-m statistic --mode random --probability {1 / left:0.11f} " if left > 1 else ""
     comment = f"{service_name(number)} -> {endpoint_ip(number, endpoint)}:8080"
     target = _endpoint_chain(number, endpoint)
-    return f'-A {_service_chain(number)} -m comment --comment "{comment}" {chance}-j {target}'
+    return f'-A {service_chain(number)} -m comment --comment "{comment}" {chance}-j {target}'
 
 
 def _endpoint(number: int, endpoint: int) -> Iterator[str]:
