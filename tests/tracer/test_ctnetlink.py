@@ -255,6 +255,17 @@ def test_an_end_that_is_told_instead_of_the_beginning_passes(namespace: Namespac
 
 
 @pytest.mark.root
+def test_an_entry_that_is_used_again_passes(namespace: Namespace) -> None:
+    tuples = "-p tcp -s 10.0.0.1 -d 10.0.0.2 --sport 1000 --dport 80"
+    with namespace.run(lambda: ctnetlink.open_events(1 << 20)) as events:
+        namespace.sh(
+            f"conntrack -I {tuples} --timeout 100 --state CLOSE --status SEEN_REPLY,ASSURED",
+            f"conntrack -U {tuples} --state SYN_RECV",
+        )
+        assert _states(_received(events)) == [(NEW, 8), (UPDATE, 2)]
+
+
+@pytest.mark.root
 def test_assured_entries_end_unheard(namespace: Namespace) -> None:
     with namespace.run(lambda: ctnetlink.open_events(1 << 20)) as events:
         for protocol in ("tcp --state ESTABLISHED", "udp"):

@@ -11,6 +11,7 @@ What an event says (net/netfilter/nf_conntrack_proto_tcp.c, nf_conntrack_core.c)
               UPDATE to CLOSE; DESTROY in CLOSE, reply seen before    reset: during the handshake
               DESTROY in SYN_SENT or SYN_RECV, no time left           timeout: two minutes after the last SYN
               DESTROY in them, time left                              unknown: someone deleted the entry
+              UPDATE to SYN_RECV, ASSURED                             it begins again, see tracer.ctnetlink
     UDP       UPDATE with SEEN_REPLY                                  answered
               none for UDP_PATIENCE_NS, or DESTROY                    sent
     SCTP      UPDATE to ESTABLISHED; DESTROY in CLOSED, COOKIE_*      established; refused, timeout
@@ -61,6 +62,7 @@ from tracer.ctnetlink import (
     TCP_SYN_RECV,
     TCP_SYN_SENT,
     TCP_SYN_SENT2,
+    UPDATE,
     Message,
 )
 from tracer.events import Flag, Outcome, Shape
@@ -165,6 +167,9 @@ class Flows:
         if message.kind == NEW:
             if message.state in _FIRST[message.protocol]:
                 self._begin(place, key, asked, message, arrival)
+            return
+        if _begins_again(message):
+            self._begin(place, key, asked, message, arrival)
             return
         flow = place.entries.get(key)
         if flow is None:
@@ -310,6 +315,16 @@ class Flows:
                 flows.remove(flow)
 
 
+def _begins_again(message: Message) -> bool:
+    """Whether a connection uses the entry of an earlier one with the same tuple, and has been answered already."""
+    return (
+        message.kind == UPDATE
+        and message.protocol == IPPROTO_TCP
+        and message.state == TCP_SYN_RECV
+        and bool((message.status or 0) & IPS_ASSURED)
+    )
+
+
 def _translates(message: Message) -> bool:
     return bool((message.status or 0) & IPS_NAT_MASK)
 
@@ -341,7 +356,10 @@ def _outcome(message: Message) -> Outcome | None:
 
 def _latency(flow: _Flow, message: Message, arrival: Arrival) -> int:
     """Nanoseconds from request to outcome, -1 if not known well enough."""
-    start_ns = message.start_ns or flow.parts[0].message.time_ns
+    first = flow.parts[0].message
+    if first.kind != NEW:
+        return -1
+    start_ns = message.start_ns or first.time_ns
     if start_ns and message.time_ns:
         return max(-1, message.time_ns - start_ns)
     if arrival is flow.arrival:

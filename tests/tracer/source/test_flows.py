@@ -137,6 +137,21 @@ def test_an_end_that_is_told_too_adds_nothing(following: Following, node: Place)
     assert len(following.flows) == 0
 
 
+def test_an_entry_that_is_used_again(following: Following, node: Place) -> None:
+    """Linux 6.1: the same tuple soon after a reset makes no NEW event, and the first that is heard is the answer."""
+    answered = update(dnat(), TCP_SYN_RECV, IPS_SEEN_REPLY | IPS_ASSURED)
+    closed = update(dnat(), TCP_CLOSE, IPS_SEEN_REPLY | IPS_ASSURED)
+    following.see(node, dnat(), established(dnat()), closed)
+    following.see(node, answered, established(dnat()), closed)
+    records = following.records()
+    assert [(Outcome(shape.outcome), latency) for _, latency, _, shape in records] == [
+        (Outcome.ESTABLISHED, MS),
+        (Outcome.ESTABLISHED, -1),
+    ]
+    assert {shape.backend for *_, shape in records} == {ip(BACKEND) + bytes(12)}
+    assert len(following.flows) == 0
+
+
 def test_a_masqueraded_one_tells_of_the_source_that_asked(following: Following, node: Place) -> None:
     new = entry((POD, 40000, SERVICE, 8000), (BACKEND, 8000, NODE, 1234))
     following.see(node, new, established(new))
