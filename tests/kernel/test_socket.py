@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import secrets
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.conftest import Net, Tracer
+from tests.kernel.conftest import Net, Tracer, open_or_skip
 from tests.kernel.traffic import echo, listener
 from tests.tracer.networks import Namespace
 from tracer.events import IPPROTO_TCP, IPPROTO_UDP, Flag, Outcome, Shape
@@ -61,8 +62,8 @@ def word(address: str) -> int:
     return int.from_bytes(ipaddress.ip_address(address).packed, "little")
 
 
-@pytest.fixture
-def cgroup() -> Iterator[Path]:
+@contextlib.contextmanager
+def redirected() -> Iterator[Path]:
     """A cgroup whose processes are redirected from ASKED to BACKEND, at the socket."""
     from bcc import BPF
 
@@ -89,11 +90,18 @@ def cgroup() -> Iterator[Path]:
         path.rmdir()  # and with it what is attached to it
 
 
-@pytest.fixture
-def tracer(cgroup: Path, open_backend: Callable[..., LiveSource], patience: float) -> Iterator[Tracer]:
-    """A backend of each test's own: once it has seen such a program, the tracepoint backend sees more than before."""
-    with open_backend() as source:
-        yield Tracer(source, patience)
+@pytest.fixture(scope="module")
+def cgroup(backend: str) -> Iterator[Path]:
+    """Such a cgroup for the tests of one backend but the first: compiling takes seconds in an emulated guest."""
+    with redirected() as path:
+        yield path
+
+
+@pytest.fixture(scope="module")
+def attached(cgroup: Path, backend: str) -> Iterator[LiveSource]:
+    """A backend of this module's own: once it has seen such a program, the tracepoint backend sees more than before."""
+    with open_or_skip(backend) as source:
+        yield source
 
 
 def call(namespace: Namespace, cgroup: Path, kind: str, mode: str, address: str = ASKED, port: int = 80) -> int:
@@ -108,6 +116,20 @@ def addresses(shape: Shape) -> tuple[str, int, str, int]:
     """Destination and backend as text."""
     destination, backend = (str(ipaddress.ip_address(packed[:4])) for packed in (shape.destination, shape.backend))
     return destination, shape.dport, backend, shape.bport
+
+
+def test_a_program_that_comes_later_is_noticed(
+    net: Net, open_backend: Callable[..., LiveSource], patience: float
+) -> None:
+    client, _, server = net
+    with open_backend() as source, listener(server, "0.0.0.0", 8000):
+        tracer = Tracer(source, patience)
+        assert tracer.source.sees_connect is (source.backend != "tracepoint")
+        with redirected() as group:
+            tracer.collect(0, client, seconds=1.2)  # it looks twice a second
+            call(client, group, "SOCK_STREAM", "connect")
+            (record,) = tracer.collect(1, client)
+    assert addresses(record.shape) == (ASKED, 80, BACKEND, 8000)
 
 
 def test_tcp(cgroup: Path, net: Net, tracer: Tracer) -> None:
@@ -152,16 +174,3 @@ def test_both_ways_of_translation_at_once(cgroup: Path, net: Net, tracer: Tracer
     assert addresses(record.shape) == (ASKED, 80, "10.0.2.4", 8001)
     assert record.shape.flags == Flag.SOCKET | Flag.DNAT
     assert record.shape.nat_netns == router.inode
-
-
-def test_a_program_that_comes_later_is_noticed(
-    net: Net, open_backend: Callable[..., LiveSource], patience: float, request: pytest.FixtureRequest
-) -> None:
-    client, _, server = net
-    with open_backend() as source, listener(server, "0.0.0.0", 8000):
-        tracer = Tracer(source, patience)
-        group: Path = request.getfixturevalue("cgroup")
-        tracer.collect(0, client, seconds=1.2)  # it looks twice a second
-        call(client, group, "SOCK_STREAM", "connect")
-        (record,) = tracer.collect(1, client)
-    assert addresses(record.shape) == (ASKED, 80, BACKEND, 8000)

@@ -71,7 +71,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--guests-only", action="store_true", help="leave this machine's own kernel out")
     parser.add_argument("--kvm", action="store_true", help="hardware virtualisation: ten times as fast, where it works")
     parser.add_argument(
-        "--limit", type=float, default=3000, help="seconds until a guest is ended (default %(default)s)"
+        "--limit", type=float, default=4200, help="seconds until a guest is ended (default %(default)s)"
     )
     parser.add_argument(
         "tests",
