@@ -65,7 +65,8 @@ def sentence(step: Step) -> str:
         return "no rule decided: the policy of the chain drops it"
     deed = _deed(step)
     if step.effect == "depends":
-        return f"depends on {', '.join(step.on)}: if so, {deed}"
+        unknown = step.would == "unknown"
+        return f"depends on {', '.join(step.on)}" + (", which may do anything" if unknown else f": if so, {deed}")
     who = packets(step)
     return f"{who}: {deed}" if who else f"every packet {deed}" if step.probability > 1.0 - 1e-9 else deed
 

@@ -23,6 +23,7 @@ from tracer.rules.worlds import Worlds
 __all__ = ["Backend", "Explanation", "Otherwise", "Outcome", "Question", "ServiceName", "explain", "revealed_addresses"]
 
 _REFUSED = ("drop", "reject")
+_NO_ROUTE = ("unreachable", "blackhole", "prohibit")
 
 
 def explain(rules: RuleSet, question: Question, routing: Routing | None = None) -> Explanation:
@@ -86,7 +87,27 @@ def _explained(rules: RuleSet, question: Question, routing: Routing) -> Explanat
     flow = Flow(family, question.protocol.lower(), source, destination, question.port, local)
     walker = Walker()
     delivered = Course(rules, flow, routing, walker).run()
-    return _Answer(question, flow, walker.trail, delivered).build(rules.notes)
+    notes = (*rules.notes, *_not_followed(rules), *_without_route(flow, routing, delivered))
+    return _Answer(question, flow, walker.trail, delivered).build(notes)
+
+
+def _not_followed(rules: RuleSet) -> Iterator[str]:
+    """Chains at the devices themselves: they see a packet before and behind all that is told here."""
+    for table in rules.tables:
+        for chain in table.base_chains():
+            hook = "" if chain.hook is None else chain.hook.name
+            if len(chain.rules) and (table.family in ("netdev", "bridge") or hook in ("ingress", "egress")):
+                yield f"chain {chain.name} of table {table.family} {table.name}, at a device itself, is not followed"
+
+
+def _without_route(flow: Flow, routing: Routing, delivered: Worlds) -> Iterator[str]:
+    if flow.local and routing.kind(flow.daddr) in _NO_ROUTE:
+        yield "there is no route there: the sender is told so before any rule sees a packet"
+        return
+    lost = sorted({packet.daddr for packet in delivered if not packet.here and routing.kind(packet.daddr) in _NO_ROUTE})
+    if lost:
+        more = f" and {len(lost) - 1} others" if len(lost) > 1 else ""
+        yield f"there is no route to {address_text(lost[0], flow.family)}{more}"
 
 
 class _Outcome(NamedTuple):

@@ -16,6 +16,7 @@ import sys
 from typing import NamedTuple
 
 from tracer import netns
+from tracer.errors import K8snetError
 
 _GET_ROUTE, _NEW_ROUTE, _ERROR = 26, 24, 2
 _REQUEST = 1
@@ -40,7 +41,7 @@ class Route(NamedTuple):
 class LiveRouting:
     """The routing of one network namespace, for one family (ip or ip6); see `routing.Routing`.
 
-    Raises what `tracer.netns.run_in` raises when it is made, OSError when the kernel does not answer.
+    Raises what `tracer.netns.run_in` raises when it is made, K8snetError when the kernel does not answer.
     """
 
     def __init__(self, netns_path: str | None, family: str) -> None:
@@ -79,8 +80,11 @@ class LiveRouting:
     def _ask(self, address: int) -> Route:
         wanted = _ATTRIBUTE.pack(_ATTRIBUTE.size + self._width, _DESTINATION) + address.to_bytes(self._width, "big")
         body = _ROUTE.pack(self._family, self._width * 8, 0, 0, 0, 0, 0, 0, 0) + wanted
-        self._netlink.send(_HEADER.pack(_HEADER.size + len(body), _GET_ROUTE, _REQUEST, 0, 0) + body)
-        answer = self._netlink.recv(1 << 16)
+        try:
+            self._netlink.send(_HEADER.pack(_HEADER.size + len(body), _GET_ROUTE, _REQUEST, 0, 0) + body)
+            answer = self._netlink.recv(1 << 16)
+        except OSError as error:
+            raise K8snetError(f"the kernel's routing can't be asked: {error.strerror or error}") from error
         length, kind, _, _, _ = _HEADER.unpack_from(answer)
         if kind == _ERROR:
             (number,) = struct.unpack_from("=i", answer, _HEADER.size)

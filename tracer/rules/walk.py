@@ -170,10 +170,18 @@ class _Chain:
                     return True, left
             if not alive:
                 return False, left
+        if self._on and rule.parts and isinstance(rule.parts[-1], Unknown):
+            self._statement_unknown(rule, alive)
         if not left:
             return True, alive
         merge(left, alive)
         return True, left
+
+    def _statement_unknown(self, rule: Rule, worlds: Worlds) -> None:
+        """In nftables what we do not understand may be a statement. iptables' rules without a target do nothing."""
+        if self._table.origin is Origin.NFTABLES:
+            step = self._record(rule, "unknown", worlds)
+            self._trail.end("drop", dict.fromkeys(worlds, 0.0), step)
 
     def _split(self, condition: Condition, worlds: Worlds) -> tuple[Worlds, Worlds]:
         """Those for which the condition holds, and those for which it does not."""
