@@ -117,11 +117,13 @@ def _prediction(outcome: Outcome) -> tuple[Prediction, list[str]]:
         else:
             rules = next(outcome.book.near(), None) or outcome.book.of(outcome.origin.inode)
         hops = (hop.source for flow in outcome.flows for hop in flow.hops if hop.inode == rules.inode)
-        prediction = predict(rules, outcome.destination, next(hops, outcome.ends.source))
-        changed = outcome.book.changed(rules.inode)
+        source = next(hops, outcome.ends.source)
+        prediction = predict(rules, outcome.destination, source)
+        now = outcome.book.renewed(rules.inode)
+        changed = now is not None and predict(now, outcome.destination, source).shares != prediction.shares
     except (MissingError, TooManyWays, OSError) as error:
         return Prediction(reason=f"there is no expectation: {error}"), []
-    notes = ["the rules have changed meanwhile, so that the expectation may be wrong"] if changed else []
+    notes = ["the rules have changed meanwhile: the expectation is that of before"] if changed else []
     if any(flow.translator not in (None, rules.inode) for flow in outcome.flows):
         notes.append("several network namespaces translated; the expectation is that of the one that had most flows")
     return prediction, notes

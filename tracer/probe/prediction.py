@@ -69,7 +69,7 @@ class Rulebook:
         self._read: dict[int, Rules] = {}
 
     def of(self, inode: int) -> Rules:
-        """The rules of one namespace. Raises MissingError when it is gone, and what reading raises."""
+        """The rules of one namespace, as first read. Raises MissingError when it is gone, and what reading raises."""
         if inode not in self._read:
             if inode not in self._paths:
                 raise MissingError("the network namespace that translated is gone")
@@ -81,9 +81,15 @@ class Rulebook:
             )
         return self._read[inode]
 
-    def changed(self, inode: int) -> bool:
-        """Whether the rules of a namespace have changed since they were read."""
-        return changes.state(self._paths.get(inode)) != self.of(inode).state
+    def renewed(self, inode: int) -> Rules | None:
+        """The rules of a namespace as they are now, if they were written anew since they were read; else None.
+
+        kube-proxy writes its rules now and then without a change. Raises as `of` does.
+        """
+        if changes.state(self._paths.get(inode)) == self.of(inode).state:
+            return None
+        del self._read[inode]
+        return self.of(inode)
 
     def near(self) -> Iterator[Rules]:
         """The namespaces with Services in their rules that packets pass first, the nearest one first."""

@@ -132,7 +132,8 @@ def _verdict(report: Report, width: int) -> Iterator[Line]:
     degrees = f"{report.degrees} {_plural(report.degrees or 0, 'degree')} of freedom"
     test = f"Chi-square {report.chi_square:.2f} with {degrees}, p = {p:.3g}:"
     if p < IMPOSSIBLE:
-        yield from wrapped(f"{test} the spread is not what the rules say; chance does not explain it.", width, "bad")
+        seldom = f"once in {1 / p:,.0f} probes" if p > 1e-9 else "never"
+        yield from wrapped(f"{test} chance alone is so uneven {seldom}; the rules do not explain it.", width, "bad")
     elif p < DOUBTFUL:
         yield from wrapped(f"{test} chance alone is seldom as uneven as this; repeat it with more flows.", width)
     else:

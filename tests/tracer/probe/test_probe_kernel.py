@@ -191,6 +191,27 @@ def test_a_backend_that_the_rules_do_not_have(
     assert "by the rules nothing goes to 10.0.2.4:8000" in report.notes
 
 
+@pytest.mark.parametrize("really", [True, False])
+def test_rules_that_change_meanwhile(net: Net, wishes: Callable[..., Wishes], really: bool) -> None:
+    """kube-proxy writes the same rules again now and then: that is no change."""
+    client, router, server = net
+    kube_service(router, *BACKENDS)
+    more = "-j DNAT --to-destination 10.0.2.9:9" if really else "-j RETURN"
+    changed = False
+
+    def change() -> bool:
+        nonlocal changed
+        if not changed:
+            changed = True
+            restore(router, False, "nat", [f"-I PREROUTING -d {SERVICE if really else '10.9.9.9'} -p tcp {more}"])
+        return False
+
+    with serving(server, "TCP"):
+        report = probe("shop/web:http", wishes(client, 5), change)
+    assert any("the rules have changed meanwhile" in note for note in report.notes) is really
+    assert [each.share for each in report.reached if each.share] == pytest.approx([1 / 3] * 3)
+
+
 def test_session_affinity(net: Net, wishes: Callable[..., Wishes]) -> None:
     client, router, server = net
     kube_service(router, *BACKENDS, affinity_seconds=180)

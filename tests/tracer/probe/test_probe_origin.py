@@ -145,10 +145,12 @@ class TestRules:
         client, router, _ = net
         kube_service(router, *BACKENDS)
         book = Rulebook(Origin("x", client.inode, client.path), {one.inode: one.path for one in net})
-        book.of(router.inode)
-        assert not book.changed(router.inode)
+        first = book.of(router.inode)
+        assert book.renewed(router.inode) is None
         router.sh("iptables -A FORWARD -s 192.0.2.1 -j DROP")
-        assert book.changed(router.inode)
+        second = book.renewed(router.inode)
+        assert second is not None and second.state != first.state
+        assert book.of(router.inode) is second
 
     def test_the_source_decides(self, net: Net) -> None:
         client, router, _ = net
