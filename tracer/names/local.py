@@ -101,10 +101,11 @@ class LocalPods:
             self._missed.set()
         return self._by_netns.get(netns)
 
-    def scanned(self) -> dict[int, PodName]:
-        """Scan now, without the thread, and give what was found, by network namespace."""
+    def scanned(self) -> set[tuple[int, PodName]]:
+        """Scan now, without the thread, and give all pods with their network namespaces: see `local_pods`."""
         self._scan()
-        return dict(self._by_netns)
+        logged = ((netns, procfs.logged_pod(uid)) for (netns, _), uid in self._uids.items() if uid is not None)
+        return {(netns, PodName(*name)) for netns, name in logged if name is not None} | set(self._by_netns.items())
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -180,10 +181,10 @@ class LocalPods:
         self._changes.touch(changed)
 
 
-def local_pods() -> dict[int, PodName]:
-    """The pods on this machine by network namespace, from one scan of /proc that is made now; the API is not asked.
+def local_pods() -> set[tuple[int, PodName]]:
+    """The pods on this machine, each with its network namespace, from one scan of /proc; the API is not asked.
 
-    A node's own namespace is there under the name of a pod on the node's network, where it has one.
+    Pods on the node's network are found where the kubelet keeps logs: hostname and address are the node's.
     """
     pods = LocalPods(Changes(), lambda netns: False, Api(lambda: False, lambda uid: False))
     return pods.scanned()

@@ -40,7 +40,7 @@ def find(text: str | None) -> Origin:
     named = _POD.fullmatch(text)
     if named is not None:
         pod = PodName(named["namespace"], named["pod"])
-        return _only(text, [inode for inode, name in local_pods().items() if name == pod], pod)
+        return _only(text, [inode for inode, name in local_pods() if name == pod], pod)
     try:
         path = netns.resolve(text)
     except UsageError:

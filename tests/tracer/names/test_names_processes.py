@@ -293,3 +293,16 @@ def test_nothing_is_foreign_as_long_as_the_api_has_not_told_its_pods(
         pods = scanning()
         assert until(lambda: one.netns in pods._seen)
         assert not pods.is_foreign(one.netns)
+
+
+@pytest.mark.root
+def test_the_pods_of_this_machine_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pods that share a node's network have that node's hostname: the kubelet's logs tell them apart."""
+    monkeypatch.setattr(procfs, "pids", our_pids)
+    uid = "aaaaaaaa-8b1c-4f3f-9a3d-3a1f6f6f5f10"
+    logged = {uid: ("kube-system", "kube-proxy-x7k2p")}
+    monkeypatch.setattr(procfs, "logged_pod", lambda asked, *_: logged.get(asked))
+    with container() as one, container(hostname=None, uid=uid) as other, container(hostname="node1", uid=None):
+        found = local.local_pods()
+    assert found >= {(one.netns, WEB), (other.netns, PodName("kube-system", "kube-proxy-x7k2p"))}
+    assert {netns for netns, _ in found} >= {one.netns, other.netns}

@@ -70,13 +70,13 @@ class TestOrigin:
 
     def test_a_pod_by_its_name(self, monkeypatch: pytest.MonkeyPatch, forgetful: None) -> None:
         with namespaces(2) as (one, other), host(one, "x") as pid, host(other, "y"):
-            pods = {one.inode: PodName("shop", "web-0"), other.inode: PodName("shop", "web-1")}
+            pods = {(one.inode, PodName("shop", "web-0")), (other.inode, PodName("shop", "web-1"))}
             monkeypatch.setattr(origin, "local_pods", lambda: pods)
             found = find("shop/web-0")
             assert found == Origin("shop/web-0", one.inode, f"/proc/{pid}/ns/net", PodName("shop", "web-0"))
             with pytest.raises(UsageError, match="no pod shop/web-2 on this machine"):
                 find("shop/web-2")
-            pods[other.inode] = PodName("shop", "web-0")
+            pods.add((other.inode, PodName("shop", "web-0")))
             with pytest.raises(UsageError, match="there are 2 of the name shop/web-0"):
                 find("shop/web-0")
 
