@@ -1,0 +1,177 @@
+"""What reading rules costs: our commands beside the programs that print them, in each of kube-proxy's modes.
+
+What belongs here: loading rules into a namespace, timing, the table. What does not: the rules themselves
+(`tests.tracer.rules.scale`).
+
+Everything is a process of its own, Python's start included, as whoever types it waits for it; what differs from run to
+run is other work on the machine, so the fastest run counts, and each is told beside the program of the same mode.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.tracer.networks import Namespace, namespaces
+from tests.tracer.rules import scale
+
+TRACE = (sys.executable, "-m", "tracer")
+DUMP = "import iptc; iptc.easy.dump_table('nat')"
+PARSE = (
+    "import sys, time; from pathlib import Path; from tracer.rules.files import read_files; read_files(sys.argv[1:])"
+)
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One of the ways in which kube-proxy's rules come into the kernel."""
+
+    name: str
+    load: str  # reads the rules from standard input
+    printer: tuple[str, ...]
+    text: Callable[[int], str]
+
+
+MODES = {
+    mode.name: mode
+    for mode in (
+        Mode("legacy", "iptables-legacy-restore", ("iptables-legacy-save",), scale.iptables_save),
+        Mode("nft", "iptables-nft-restore", ("iptables-nft-save",), scale.iptables_save),
+        Mode("nftables", "nft -f -", ("nft", "list", "ruleset"), scale.nftables),
+    )
+}
+
+
+@dataclass
+class Result:
+    """What one command cost. seconds: of the fastest run; None when it did not end within `limit`."""
+
+    mode: str
+    services: int
+    what: str
+    seconds: float | None
+    processor: float
+    megabytes: float
+    limit: float
+
+    def to_json(self) -> dict[str, Any]:
+        """As written to the file of --json."""
+        return asdict(self)
+
+
+def measure(modes: Sequence[str], services: Sequence[int], runs: int, limit: float, say: Say) -> list[Result]:
+    """Time every command with each number of Services in each mode."""
+    results = []
+    for mode in (MODES[name] for name in modes):
+        for count in services:
+            with loaded(mode, count) as (namespace, file):
+                for what, command, times in _commands(mode, count, namespace, file, runs):
+                    result = _fastest(mode, count, what, command, times, limit)
+                    say(_line(result))
+                    results.append(result)
+    return results
+
+
+@contextmanager
+def loaded(mode: Mode, count: int) -> Iterator[tuple[Namespace, Path]]:
+    """A namespace with the rules of so many Services, and a file with what the mode's program prints of them."""
+    with namespaces(1) as (namespace,), tempfile.TemporaryDirectory() as directory:
+        subprocess.run([*_inside(namespace), *mode.load.split()], input=mode.text(count), text=True, check=True)
+        file = Path(directory, "rules")
+        with file.open("wb") as output:
+            subprocess.run([*_inside(namespace), *mode.printer], stdout=output, check=True)
+        yield namespace, file
+
+
+def _inside(namespace: Namespace) -> tuple[str, ...]:
+    return ("nsenter", f"--net={namespace.path}", "--")
+
+
+def _commands(
+    mode: Mode, count: int, namespace: Namespace, file: Path, runs: int
+) -> Iterator[tuple[str, tuple[str, ...], int]]:
+    """What is measured, by which command, how many times."""
+    inside = _inside(namespace)
+    destination = f"{scale.cluster_ip(count // 2)}:80"
+    yield " ".join(mode.printer), (*inside, *mode.printer), runs
+    yield "k8snet-trace explain", (*inside, *TRACE, "explain", destination, "-o", "json"), runs
+    yield "k8snet-trace services -o json", (*inside, *TRACE, "services", "-o", "json"), runs
+    megabytes = file.stat().st_size / 1e6
+    yield f"reading a file of {megabytes:.1f} MB", (sys.executable, "-c", PARSE, str(file)), runs
+    if mode.name == "legacy":
+        yield "iptc.easy.dump_table", (*inside, sys.executable, "-c", DUMP), 1
+
+
+def _fastest(mode: Mode, count: int, what: str, command: Sequence[str], runs: int, limit: float) -> Result:
+    found = [_run(command, limit) for _ in range(runs)]
+    ended = [seconds for seconds, _, _ in found if seconds is not None]
+    processor = min(each for _, each, _ in found)
+    return Result(mode.name, count, what, min(ended, default=None), processor, max(each for *_, each in found), limit)
+
+
+def _run(command: Sequence[str], limit: float) -> tuple[float | None, float, float]:
+    """Seconds (None: more than `limit`), seconds of processor time, and the most MB resident, of one run."""
+    began = time.monotonic()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    seconds: float | None = None
+    while True:
+        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+        elapsed = time.monotonic() - began
+        if pid:
+            break
+        if elapsed > limit:
+            process.kill()
+            _, status, usage = os.wait4(process.pid, 0)
+            break
+        time.sleep(0.002)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if elapsed <= limit:
+        seconds = elapsed
+        if process.returncode != 0:
+            raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}: {process.stderr.read().decode()}")
+    process.stderr.close()
+    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+
+
+def _line(result: Result) -> str:
+    return f"{result.mode}, {result.services:,} Services: {result.what}: {_seconds(result)}"
+
+
+def _seconds(result: Result) -> str:
+    return f"> {result.limit:.0f} s" if result.seconds is None else f"{result.seconds:.2f} s"
+
+
+def table(results: Sequence[Result]) -> str:
+    """The results as a Markdown table."""
+    lines = [
+        "| rules | command | time | beside the program | processor time | largest process |",
+        "|---|---|---|---|---|---|",
+    ]
+    programs = {(each.mode, each.services): each for each in reversed(results) if each.what in _PROGRAMS}
+    for result in results:
+        program = programs[result.mode, result.services]
+        ratio = f"{result.seconds / program.seconds:.1f} ×" if result.seconds and program.seconds else ""
+        lines.append(
+            f"| {result.mode}, {result.services:,} Services | {result.what} | {_seconds(result)} | {ratio} "
+            f"| {result.processor:.2f} s | {result.megabytes:.0f} MB |"
+        )
+    return "\n".join(lines)
+
+
+_PROGRAMS = {" ".join(mode.printer) for mode in MODES.values()}
+
+
+def write(results: Sequence[Result], path: Path) -> None:
+    """All results as JSON."""
+    path.write_text(json.dumps([result.to_json() for result in results], indent=2) + "\n")
