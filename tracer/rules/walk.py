@@ -288,18 +288,23 @@ class _Chain:
             merge(self._returned, worlds)
         elif kind in ("drop", "reject"):
             self._trail.end(kind, worlds, step)
+        elif kind == "queue":
+            self._hand_over("the program behind a queue", worlds, step)
         else:
-            self._accept(worlds, step)
+            self._accept(worlds)
         return {}, {}
 
-    def _accept(self, worlds: Worlds, step: Step) -> None:
-        """accept ends this base chain only. queue: a program decides, which lets most packets through."""
-        if step.effect == "queue" or step.would == "queue":
-            self._trail.note("a program decides (queue): told is what follows if it lets the packet through")
-            self._trail.end("drop", dict.fromkeys(worlds, 0.0), step)
+    def _accept(self, worlds: Worlds) -> None:
+        """The packets leave this base chain; the next one still sees them."""
         if not self._chain_is_nat():
             worlds = changed(worlds, lambda packet: packet._replace(accepted=True))
         self._walker._accept(worlds)
+
+    def _hand_over(self, what: str, worlds: Worlds, step: Step) -> None:
+        """A program in user space, or another part of the kernel, decides: most let most packets through."""
+        self._trail.note(f"{what} may do anything with the packet: told is what follows if it lets it through")
+        self._trail.end("drop", dict.fromkeys(worlds, 0.0), step)
+        self._accept(worlds)
 
     def _follow(self, verdict: Verdict, step: Step, worlds: Worlds) -> tuple[Worlds, Worlds]:
         """jump and goto. A jump that can't be made is told, and the packet goes on behind it."""
@@ -389,8 +394,7 @@ class _Chain:
             self._unknown_target(other, step)
             self._trail.end("drop", dict.fromkeys(worlds, 0.0), step)
             return worlds, {}
-        self._trail.note(f"{other.name} may do anything with the packet: told is what follows if it lets it through")
-        self._accept(worlds, step)
+        self._hand_over(other.name, worlds, step)
         return {}, {}
 
     def _unknown_target(self, other: Other, step: Step) -> None:
