@@ -21,7 +21,7 @@ from itertools import groupby, islice
 from tracer.escape import cells, escape
 from tracer.render import Span
 from tracer.rule_sentences import fraction, packets, sentence
-from tracer.rules.answer import Backend, Explanation
+from tracer.rules.answer import Backend, Explanation, Otherwise
 from tracer.rules.model import Origin, Table
 from tracer.rules.trail import Step, Visited
 from tracer.service_table import duration_label, endpoint_label
@@ -257,8 +257,15 @@ def _remarks(told: Explanation) -> Iterator[str]:
         yield f"affinity: a client stays at its backend for {seconds}; told is what becomes of a new client"
     for other in told.otherwise:
         where = "" if other.ip is None else f" to {endpoint_label(other.ip, other.port or 0)}"
-        yield f"or else {other.verdict}{where}, as it depends"
+        yield f"or else {other.verdict}{where}{_source_words(told, other)}, as it depends"
     yield from (f"note: {note}" for note in told.notes)
+
+
+def _source_words(told: Explanation, other: Otherwise) -> str:
+    """What becomes of the source, where only that sets it apart from what is told for sure."""
+    if other.ip is None or not any((each.ip, each.port) == (other.ip, other.port) for each in told.outcomes):
+        return ""
+    return " with its source changed" if other.masquerade else " with its source as it is"
 
 
 def _masquerade(told: Explanation) -> str:

@@ -67,11 +67,15 @@ class Outcome(NamedTuple):
 
 
 class Otherwise(NamedTuple):
-    """What may happen besides, as it depends. ip, port: where to; None for packets that are refused."""
+    """What may happen besides, as it depends. ip, port: where to; None for packets that are refused.
+
+    masquerade: whether the source is changed then.
+    """
 
     verdict: str
     ip: str | None
     port: int | None
+    masquerade: bool
 
 
 @dataclass(frozen=True, slots=True)

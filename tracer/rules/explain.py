@@ -245,9 +245,10 @@ class _Answer:
 
     def _told(self, outcome: _Outcome) -> Otherwise:
         if outcome.verdict in _REFUSED:
-            return Otherwise(outcome.verdict, None, None)
-        verdict = "dnat" if outcome.packet.translated is not None else "accept"
-        return Otherwise(verdict, address_text(outcome.packet.daddr, self._flow.family), outcome.packet.dport)
+            return Otherwise(outcome.verdict, None, None, False)
+        packet = outcome.packet
+        verdict = "dnat" if packet.translated is not None else "accept"
+        return Otherwise(verdict, address_text(packet.daddr, self._flow.family), packet.dport, packet.snat)
 
 
 def _verdict_of(packet: Packet) -> str:
