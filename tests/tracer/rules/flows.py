@@ -67,6 +67,7 @@ class World:
         self._flows: dict[int, Flow] = {}
         self._ends: dict[int, End] = {}
         self._rejected: set[int] = set()
+        self.source_ports: list[int] = []
         self._wires = {side: space.run(lambda: _sniffer("eth0")) for side, space in spaces.items()}
         self._taps = router.run(_taps)
         self._senders = {4: router.run(lambda: _sender(4)), 6: router.run(lambda: _sender(6))}
@@ -74,7 +75,10 @@ class World:
         self._ethernet = {side: mac + b"\x02\0\0\0\0\x01" for side, mac in macs.items()}
 
     def send(self, flows: Iterable[Flow]) -> list[End]:
-        """Send a packet for each flow, each of a source port of its own, in that order; returns where each ended."""
+        """Send a packet for each flow, in that order; returns where each ended.
+
+        Each has a source port of its own; `source_ports` has those of the flows sent last.
+        """
         numbers = []
         for flow in flows:
             number = next(self._numbers)
@@ -84,6 +88,7 @@ class World:
             if len(numbers) % 64 == 0:
                 self._collect(0)
         self._collect(_QUIET)
+        self.source_ports = [_source_port(number) for number in numbers]
         return [self._end(number) for number in numbers]
 
     def flush(self) -> None:
@@ -103,8 +108,7 @@ class World:
     def _send(self, number: int, flow: Flow) -> None:
         family = 6 if ":" in flow.ip else 4
         source = flow.source or self._own_source(flow.ip)
-        port = _LOWEST_PORT + number % (65536 - _LOWEST_PORT)
-        packet = packets.first_packet(flow.protocol, (source, port), (flow.ip, flow.port), number)
+        packet = packets.first_packet(flow.protocol, (source, _source_port(number)), (flow.ip, flow.port), number)
         if flow.via != "router":
             kind = b"\x08\x00" if family == 4 else b"\x86\xdd"
             self._wires[flow.via].send(self._ethernet[flow.via] + kind + packet)
@@ -211,6 +215,10 @@ def _connect(router: Namespace, number: int, device: str, mac: bytes, default: b
         if default:
             commands.append(f"ip -{version} route add default via {hop} dev {device} onlink")
     router.sh(*commands)
+
+
+def _source_port(number: int) -> int:
+    return _LOWEST_PORT + number % (65536 - _LOWEST_PORT)
 
 
 def _mac(device: str) -> bytes:
