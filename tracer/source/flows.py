@@ -11,7 +11,7 @@ What an event says (net/netfilter/nf_conntrack_proto_tcp.c, nf_conntrack_core.c)
               UPDATE to CLOSE; DESTROY in CLOSE, reply seen before    reset: during the handshake
               DESTROY in SYN_SENT or SYN_RECV, no time left           timeout: two minutes after the last SYN
               DESTROY in them, time left                              unknown: someone deleted the entry
-              UPDATE to SYN_RECV, ASSURED                             it begins again, see tracer.ctnetlink
+              UPDATE to SYN_RECV, not under way                       it begins again, see tracer.ctnetlink
     UDP       UPDATE with SEEN_REPLY                                  answered
               none for UDP_PATIENCE_NS, or DESTROY                    sent
     SCTP      UPDATE to ESTABLISHED; DESTROY in CLOSED, COOKIE_*      established; refused, timeout
@@ -168,11 +168,10 @@ class Flows:
             if message.state in _FIRST[message.protocol]:
                 self._begin(place, key, asked, message, arrival)
             return
-        if _begins_again(message):
-            self._begin(place, key, asked, message, arrival)
-            return
         flow = place.entries.get(key)
         if flow is None:
+            if _is_answer(message):  # an entry that is used again
+                self._begin(place, key, asked, message, arrival)
             return
         outcome = _outcome(message)
         if outcome is None:
@@ -315,14 +314,9 @@ class Flows:
                 flows.remove(flow)
 
 
-def _begins_again(message: Message) -> bool:
-    """Whether a connection uses the entry of an earlier one with the same tuple, and has been answered already."""
-    return (
-        message.kind == UPDATE
-        and message.protocol == IPPROTO_TCP
-        and message.state == TCP_SYN_RECV
-        and bool((message.status or 0) & IPS_ASSURED)
-    )
+def _is_answer(message: Message) -> bool:
+    """Whether the event tells of the second packet of a TCP handshake."""
+    return message.kind == UPDATE and message.protocol == IPPROTO_TCP and message.state == TCP_SYN_RECV
 
 
 def _translates(message: Message) -> bool:

@@ -137,9 +137,10 @@ def test_an_end_that_is_told_too_adds_nothing(following: Following, node: Place)
     assert len(following.flows) == 0
 
 
-def test_an_entry_that_is_used_again(following: Following, node: Place) -> None:
+@pytest.mark.parametrize("status", [IPS_SEEN_REPLY, IPS_SEEN_REPLY | IPS_ASSURED])
+def test_an_entry_that_is_used_again(following: Following, node: Place, status: int) -> None:
     """Linux 6.1: the same tuple soon after a reset makes no NEW event, and the first that is heard is the answer."""
-    answered = update(dnat(), TCP_SYN_RECV, IPS_SEEN_REPLY | IPS_ASSURED)
+    answered = update(dnat(), TCP_SYN_RECV, status)
     closed = update(dnat(), TCP_CLOSE, IPS_SEEN_REPLY | IPS_ASSURED)
     following.see(node, dnat(), established(dnat()), closed)
     following.see(node, answered, established(dnat()), closed)
