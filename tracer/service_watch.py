@@ -46,7 +46,7 @@ def watch(
     on_ready gets the Services as they are at the start. Raises what reading rules and writing raise.
     """
     patterns = tuple(names)
-    watching.look()
+    _look(watching)
     on_ready(watching.services)
     deadline = float("inf") if limits.seconds is None else time.monotonic() + limits.seconds
     left = float("inf") if limits.count is None else limits.count

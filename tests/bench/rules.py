@@ -29,6 +29,7 @@ DUMP = "import iptc; iptc.easy.dump_table('nat')"
 PARSE = (
     "import sys, time; from pathlib import Path; from tracer.rules.files import read_files; read_files(sys.argv[1:])"
 )
+WATCH = "k8snet-trace services --watch, from a change to its line"
 Say = Callable[[str], None]
 
 
@@ -40,14 +41,31 @@ class Mode:
     load: str  # reads the rules from standard input
     printer: tuple[str, ...]
     text: Callable[[int], str]
+    change: Callable[[int], tuple[str, str]]  # takes an endpoint from a Service: a command, and its standard input
+
+
+def _delete_rule(program: str) -> Callable[[int], tuple[str, str]]:
+    return lambda number: (f"{program} -t nat -D {scale.service_chain(number)} 2", "")
+
+
+def _replace_nft_rule(number: int) -> tuple[str, str]:
+    chain, _, *choice = scale.nft_service(number, endpoints=2)[-1].split("\n")
+    name = f"ip kube-proxy {chain.split()[1]}"
+    return "nft -f -", f"flush chain {name}\nadd rule {name} {choice[0].strip()}\n"
 
 
 MODES = {
     mode.name: mode
     for mode in (
-        Mode("legacy", "iptables-legacy-restore", ("iptables-legacy-save",), scale.iptables_save),
-        Mode("nft", "iptables-nft-restore", ("iptables-nft-save",), scale.iptables_save),
-        Mode("nftables", "nft -f -", ("nft", "list", "ruleset"), scale.nftables),
+        Mode(
+            "legacy",
+            "iptables-legacy-restore",
+            ("iptables-legacy-save",),
+            scale.iptables_save,
+            _delete_rule("iptables-legacy"),
+        ),
+        Mode("nft", "iptables-nft-restore", ("iptables-nft-save",), scale.iptables_save, _delete_rule("iptables-nft")),
+        Mode("nftables", "nft -f -", ("nft", "list", "ruleset"), scale.nftables, _replace_nft_rule),
     )
 }
 
@@ -79,6 +97,8 @@ def measure(modes: Sequence[str], services: Sequence[int], runs: int, limit: flo
                     result = _fastest(mode, count, what, command, times, limit)
                     say(_line(result))
                     results.append(result)
+                results.append(_watched(mode, count, namespace, runs))
+                say(_line(results[-1]))
     return results
 
 
@@ -144,6 +164,32 @@ def _run(command: Sequence[str], limit: float) -> tuple[float | None, float, flo
     return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
+def _watched(mode: Mode, count: int, namespace: Namespace, runs: int) -> Result:
+    """From a change of one Service to the line that tells of it: the slowest of some runs."""
+    with tempfile.TemporaryDirectory() as directory:
+        ready = Path(directory, "ready")
+        command = (*_inside(namespace), *TRACE, "services", "--watch", "--ready-file", str(ready))
+        process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        while not ready.exists():
+            time.sleep(0.01)
+        slowest = 0.0
+        for number in range(1, runs + 1):
+            change, text = mode.change(count // 2 + number)
+            subprocess.run([*_inside(namespace), *change.split()], input=text, text=True, check=True)
+            began = time.monotonic()
+            line = process.stdout.readline().decode()
+            assert f"service-{count // 2 + number} lost" in line, line
+            slowest = max(slowest, time.monotonic() - began)
+            time.sleep(0.5)
+        process.terminate()
+        _, _, usage = os.wait4(process.pid, 0)
+        process.returncode = 0
+        process.stdout.close()
+    processor = usage.ru_utime + usage.ru_stime
+    return Result(mode.name, count, WATCH, slowest, processor, usage.ru_maxrss / 1024, slowest)
+
+
 def _line(result: Result) -> str:
     return f"{result.mode}, {result.services:,} Services: {result.what}: {_seconds(result)}"
 
@@ -161,7 +207,11 @@ def table(results: Sequence[Result]) -> str:
     programs = {(each.mode, each.services): each for each in reversed(results) if each.what in _PROGRAMS}
     for result in results:
         program = programs[result.mode, result.services]
-        ratio = f"{result.seconds / program.seconds:.1f} ×" if result.seconds and program.seconds else ""
+        ratio = (
+            f"{result.seconds / program.seconds:.1f} ×"
+            if result.seconds and program.seconds and result.what != WATCH
+            else ""
+        )
         lines.append(
             f"| {result.mode}, {result.services:,} Services | {result.what} | {_seconds(result)} | {ratio} "
             f"| {result.processor:.2f} s | {result.megabytes:.0f} MB |"

@@ -109,9 +109,13 @@ def _watch(
         if sys.stderr is not None and sys.stderr.isatty():
             _note(f"watching {len(found.services)} Service ports; Ctrl-C ends it")
 
-    with Stop() as stop, contextlib.suppress(Interrupted):
+    with (
+        Stop() as stop,
+        contextlib.suppress(Interrupted),
+        contextlib.closing(Watching(netns_path(rules, netns))) as watching,
+    ):
         service_watch.watch(
-            Watching(netns_path(rules, netns)),
+            watching,
             writer(stop),
             names=names,
             as_json=output == "json",

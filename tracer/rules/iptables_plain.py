@@ -43,7 +43,7 @@ def read_plain(text: str, family: str) -> RuleSet | None:
 
     family: ip or ip6, where no header tells it.
     """
-    if not text.endswith("\n") or not _quotes_end_with_their_line(text):
+    if not text.endswith("\n") or not is_plain(text):
         return None
     rules = RuleSet()
     origin = Origin.UNKNOWN
@@ -65,8 +65,8 @@ def read_plain(text: str, family: str) -> RuleSet | None:
     return rules
 
 
-def _quotes_end_with_their_line(text: str) -> bool:
-    """Whether no comment goes on in the next line, and none has quotes in it: an even number in each line."""
+def is_plain(text: str) -> bool:
+    """Whether lines are whole: no comment goes on in the next, none has quotes in it; an even number in each line."""
     marks = text.encode(errors="surrogatepass").translate(None, _ALL_BUT_QUOTES).replace(b'""', b"")
     return b'"' not in marks and b"\\" not in marks
 

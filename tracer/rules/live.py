@@ -45,6 +45,22 @@ def read_rules(netns_path: str | None = None) -> RuleSet:
     return netns.run_in(netns_path, _read_here)
 
 
+def read_chains(family: str, table: str, chains: Iterable[str], netns_path: str | None = None) -> dict[str, str | None]:
+    """What `iptables-nft -S CHAIN` prints for each of these chains of one of its tables; None for one that is gone.
+
+    family: ip or ip6. Raises as read_rules does.
+    """
+    program = f"{_PROGRAMS[family]}-nft"
+
+    def read(chain: str) -> str | None:
+        try:
+            return _run([program, "-t", table, "-S", chain])
+        except _Vanished:
+            return None
+
+    return netns.run_in(netns_path, lambda: {chain: read(chain) for chain in chains})
+
+
 def read_services(netns_path: str | None = None) -> ServiceMap:
     """The Service map that these rules hold. Raises as read_rules does."""
     return service_map(read_rules(netns_path))
@@ -130,7 +146,7 @@ def _nft(tables: Iterable[tuple[str, str]]) -> RuleSet:
 
 
 class _Vanished(K8snetError):
-    """The table that was to be printed is gone."""
+    """The table or chain that was to be printed is gone."""
 
 
 def _find(program: str) -> str | None:
@@ -154,7 +170,7 @@ def _run(command: list[str]) -> str:
     if done.returncode == 0:
         return done.stdout.decode(errors="replace")
     words = done.stderr.decode(errors="replace").strip()
-    if "No such file or directory" in words:
+    if "No such file or directory" in words or "No chain/target/match by that name" in words:
         raise _Vanished(f"{' '.join(command)}: {words}")
     if "ermi" in words and os.geteuid() != 0:  # "Permission denied", "Operation not permitted"
         raise NotRoot("reading packet-filter rules needs root", hint="run it with sudo")

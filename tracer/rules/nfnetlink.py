@@ -15,7 +15,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-_NETLINK_NETFILTER = 12
+NETLINK_NETFILTER = 12
 _SUBSYSTEM = 10 << 8  # NFNL_SUBSYS_NFTABLES
 _GET_TABLE = _SUBSYSTEM | 1
 _NEW_TABLE = _SUBSYSTEM | 0
@@ -40,7 +40,7 @@ def generation() -> int | None:
     None when nf_tables is not in this kernel, or a module not loaded: then it holds no rules, and asking would load it.
     Raises OSError when the kernel refuses (PermissionError without CAP_NET_ADMIN).
     """
-    if not _is_there():
+    if not is_there():
         return None
     for kind, attributes in _ask(_GET_GENERATION, _REQUEST):
         if kind == _NEW_GENERATION and _GENERATION_ID in attributes:
@@ -53,19 +53,40 @@ def tables() -> list[tuple[str, str]]:
 
     Empty when nf_tables is not there. Raises OSError when the kernel refuses.
     """
-    if not _is_there():
+    if not is_there():
         return []
     found = []
     for kind, attributes in _ask(_GET_TABLE, _REQUEST | _DUMP):
         if kind == _NEW_TABLE and _TABLE_NAME in attributes:
-            name = attributes[_TABLE_NAME].split(b"\0", 1)[0].decode(errors="replace")
-            found.append((_FAMILIES.get(attributes[0][0], "?"), name))
+            found.append((family(attributes), text(attributes[_TABLE_NAME])))
     return found
+
+
+def messages(data: bytes) -> Iterator[tuple[int, dict[int, bytes]]]:
+    """Notifications: of each, its type among nf_tables' own, and its attributes, with the family as number 0."""
+    at = 0
+    while at + _HEADER.size <= len(data):
+        length, kind, _, _, _ = _HEADER.unpack_from(data, at)
+        if length < _HEADER.size:
+            return
+        if kind & 0xFF00 == _SUBSYSTEM:
+            yield kind & 0xFF, _attributes(data[at + _HEADER.size : at + length])
+        at += (length + 3) & ~3
+
+
+def family(attributes: dict[int, bytes]) -> str:
+    """The family of a message: ip, ip6, inet, arp, bridge or netdev."""
+    return _FAMILIES.get(attributes[0][0] if attributes[0] else 0, "?")
+
+
+def text(value: bytes) -> str:
+    """A name."""
+    return value.split(b"\0", 1)[0].decode(errors="replace")
 
 
 def _ask(kind: int, flags: int) -> Iterator[tuple[int, dict[int, bytes]]]:
     """Each message of the answer: its type, and its attributes, with the family as number 0."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER) as netlink:
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER) as netlink:
         netlink.settimeout(_SECONDS)
         body = _FAMILY.pack(socket.AF_UNSPEC, 0, 0)
         netlink.sendto(_HEADER.pack(_HEADER.size + len(body), kind, flags, 0, 0) + body, (0, 0))
@@ -97,7 +118,7 @@ def _attributes(body: bytes) -> dict[int, bytes]:
     return found
 
 
-def _is_there() -> bool:
+def is_there() -> bool:
     """Whether nf_tables can be asked without the kernel loading it: the tracer changes nothing on the machine."""
     try:
         modules = Path("/proc/modules").read_text()

@@ -4,22 +4,27 @@ What belongs here: when to read. What does not: what the kernel tells cheaply (`
 change means for people (`tracer.service_changes`).
 
 Most changes show in the state that the kernel tells in a millisecond. Those of legacy tables that leave all lengths as
-they were do not, so those are read again now and then: more seldom the longer it takes.
+they were do not, so those are read again now and then: more seldom the longer it takes. nf_tables tells which chains
+changed, so that only those are read again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 from tracer.rules.changes import State, state
 from tracer.rules.live import read_rules
+from tracer.rules.model import RuleSet
+from tracer.rules.nfevents import Events
+from tracer.rules.partial import read_again
 from tracer.rules.refreshing import Refreshing
 from tracer.rules.services import ServiceMap
 
 SETTLE_SECONDS = 0.05  # kube-proxy changes several tables one after another: read when none has changed for so long,
 IMPATIENT_SECONDS = 0.5  # but wait no longer than this
 LEGACY_SECONDS = 1.0  # between two readings of legacy tables whose state is the same
-LEGACY_SHARE = 3.0  # and at least so many times what reading took
+LEGACY_SHARE = 2.0  # and at least so many times what reading took
 
 
 class Watching:
@@ -28,6 +33,8 @@ class Watching:
     def __init__(self, netns_path: str | None = None) -> None:
         self._path = netns_path
         self._refreshing = Refreshing()
+        self._rules: RuleSet | None = None
+        self._events: Events | None = None
         self._state: State | None = None
         self._read = float("-inf")
         self._took = 0.0
@@ -43,12 +50,33 @@ class Watching:
         if now == self._state and not self._may_hide(now):
             return False
         now = self._settled(now)
-        began = time.monotonic()
-        changed = self._refreshing.update(read_rules(self._path))
-        self._state = now
-        self._read = time.monotonic()
-        self._took = self._read - began
-        return changed
+        rules = self._partly(now)
+        if rules is None:
+            began = time.monotonic()
+            rules = read_rules(self._path)
+            self._read = time.monotonic()
+            self._took = self._read - began
+        self._rules, self._state = rules, now
+        return self._refreshing.update(rules)
+
+    def close(self) -> None:
+        """Let go of what is open."""
+        if self._events is not None:
+            self._events.close()
+
+    def _partly(self, now: State) -> RuleSet | None:
+        """The rules with what nf_tables says has changed read anew; None where all have to be read."""
+        before = self._state
+        if now.generation is None or (before is not None and now.generation == before.generation):
+            return None  # it is about legacy tables
+        if self._events is None:
+            with contextlib.suppress(OSError):
+                self._events = Events(self._path)  # before all is read, so that nothing goes unheard
+            return None
+        touched = self._events.take(now.generation)
+        if self._rules is None or before is None or now.legacy != before.legacy:
+            return None
+        return read_again(self._rules, touched, self._path)
 
     def _may_hide(self, now: State) -> bool:
         """Whether there may be changes that do not show, and it is time to see."""

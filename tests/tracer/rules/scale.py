@@ -95,8 +95,8 @@ def nftables(services: int, endpoints: int = 3) -> str:
         "\tchain services {\n\t\tip daddr . meta l4proto . th dport vmap @service-ips\n\t}",
         "\tchain mark-for-masquerade {\n\t\tmeta mark set meta mark | 0x00004000\n\t}",
     ]
-    for number, name in enumerate(names):
-        chains += _nft_service(number, name, endpoints)
+    for number in range(services):
+        chains += nft_service(number, endpoints)
     sets = [
         f"\tset cluster-ips {{\n\t\ttype ipv4_addr\n\t\telements = {{ {addresses} }}\n\t}}",
         "\tmap service-ips {\n\t\ttype ipv4_addr . inet_proto . inet_service : verdict\n"
@@ -110,19 +110,23 @@ def _nft_name(number: int) -> str:
     return f"{chain_hash(service_name(number), 'nft')[:8]}-{namespace}/{name}/tcp/http"
 
 
-def _nft_service(number: int, name: str, endpoints: int) -> Iterator[str]:
+def nft_service(number: int, endpoints: int = 3) -> list[str]:
+    """The chains of Service `number`: those of its endpoints, and last the one that chooses among them."""
+    name = _nft_name(number)
+    blocks = []
     chains = []
     for endpoint in range(endpoints):
         ip = endpoint_ip(number, endpoint)
         chain = f"endpoint-{chain_hash(name, ip)[:8]}-{name.partition('-')[2]}__{ip}/8080"
         chains.append(chain)
-        yield (
+        blocks.append(
             f"\tchain {chain} {{\n\t\tip saddr {ip} jump mark-for-masquerade\n"
             f"\t\tmeta l4proto tcp dnat to {ip}:8080\n\t}}"
         )
     choice = ", ".join(f"{index} : goto {chain}" for index, chain in enumerate(chains))
-    yield (
+    blocks.append(
         f"\tchain service-{name} {{\n"
         f"\t\tip daddr {cluster_ip(number)} tcp dport 80 ip saddr != 10.128.0.0/9 jump mark-for-masquerade\n"
         f"\t\tnumgen random mod {endpoints} vmap {{ {choice} }}\n\t}}"
     )
+    return blocks
