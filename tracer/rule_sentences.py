@@ -153,6 +153,13 @@ def _nat(verb: str) -> Callable[[Step], str]:
     return tell
 
 
+def _netmap(step: Step) -> str:
+    nat = next((part for part in step.parts if isinstance(part, Nat)), None)
+    if nat is None or nat.address is None:
+        return "gets an address with the same host part"
+    return f"gets an address in {_value(nat.address, step.table.family)}, with the same host part"
+
+
 def _nat_target(nat: Nat, family: str) -> str:
     port = "" if nat.port is None else _span(nat.port)
     if nat.address is None:
@@ -174,7 +181,7 @@ _DEEDS: dict[str, Callable[[Step], str]] = {
     "reject": _reject,
     "dnat": _nat("gets the destination"),
     "snat": _nat("gets the source"),
-    "netmap": _nat("gets an address of the same host part in"),
+    "netmap": _netmap,
     "masquerade": lambda step: "is masqueraded: it gets this node's own address as its source",
     "redirect": _nat("is sent to this node itself, to"),
     "mark": _mark,

@@ -87,12 +87,14 @@ def _explained(rules: RuleSet, question: Question, routing: Routing) -> Explanat
     flow = Flow(family, question.protocol.lower(), source, destination, question.port, local)
     walker = Walker()
     delivered = Course(rules, flow, routing, walker).run()
-    notes = (*rules.notes, *_not_followed(rules), *_without_route(flow, routing, delivered))
+    notes = (*rules.notes, *_not_followed(rules, family), *_without_route(flow, routing, delivered))
     return _Answer(question, flow, walker.trail, delivered).build(notes)
 
 
-def _not_followed(rules: RuleSet) -> Iterator[str]:
-    """Chains at the devices themselves: they see a packet before and behind all that is told here."""
+def _not_followed(rules: RuleSet, family: str) -> Iterator[str]:
+    """Rules of the other family; chains at devices themselves, which see packets before and behind all that is told."""
+    if rules.tables and not any(table.family in (family, "inet") for table in rules.tables):
+        yield f"there are rules, but none for {'IPv6' if family == 'ip6' else 'IPv4'}"
     for table in rules.tables:
         for chain in table.base_chains():
             hook = "" if chain.hook is None else chain.hook.name
@@ -186,10 +188,11 @@ class _Answer:
         return None if found is None else ServiceName(*found)
 
     def _backends(self) -> Iterator[Backend]:
+        """In the order in which rules lead to them."""
         groups: dict[tuple[int, int], list[_Outcome]] = {}
-        for outcome in self._sure:
-            if outcome.packet.translated is not None:
-                groups.setdefault((outcome.packet.daddr, outcome.packet.dport), []).append(outcome)
+        translated = [outcome for outcome in self._sure if outcome.packet.translated is not None]
+        for outcome in sorted(translated, key=lambda outcome: outcome.packet.translated or 0):
+            groups.setdefault((outcome.packet.daddr, outcome.packet.dport), []).append(outcome)
         total = sum(outcome.probability for group in groups.values() for outcome in group)
         for (address, port), group in groups.items():
             through = [outcome for outcome in group if outcome.verdict not in _REFUSED]
