@@ -169,7 +169,9 @@ def _tracked(read: Read) -> Read:
 
 
 def _saddr(packet: Packet, place: Place) -> Field:
-    return SOMEWHERE if packet.saddr is None else packet.saddr
+    if packet.saddr is None:
+        return None if packet.snat else SOMEWHERE  # masqueraded: an address of this node, but which one?
+    return packet.saddr
 
 
 def _original_saddr(packet: Packet, place: Place) -> Field:

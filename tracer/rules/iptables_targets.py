@@ -59,6 +59,8 @@ def _nat(kind: str, said: dict[str, str]) -> Nat:
     ports = said.get("--to-ports")
     if kind in ("masquerade", "redirect"):
         return Nat(kind, None, port_interval(ports) if ports else None, flags)
+    to, slash, base = to.partition("/")
+    flags += (f"base {number(base, 0xFFFF)}",) if slash else ()
     address, port = split_endpoint(to)
     if not address and not port:
         raise ValueError(f"{kind} to nowhere")

@@ -102,7 +102,11 @@ class Verdict(NamedTuple):
 
 
 class Nat(NamedTuple):
-    """Address translation. kind: dnat, snat, masquerade, redirect or netmap. An absent address or port stays."""
+    """Address translation. kind: dnat, snat, masquerade, redirect or netmap. An absent address or port stays.
+
+    flags: random, persistent, … as the tool writes them; netmap for nft's `prefix`, which keeps the host's part of the
+    address; "base N" where ports are counted from N on.
+    """
 
     kind: str
     address: Interval | None = None
@@ -357,9 +361,8 @@ class RuleSet:
     def base_chains(self, family: str, hook: str) -> list[tuple[Table, Chain]]:
         """The chains that a packet of `family` (ip or ip6) meets at `hook`, in the kernel's order.
 
-        Chains of family inet see both. Those of equal priority come in the order in which the tables were told: the
-        kernel runs them in the order of their registration, which it does not tell (Linux net/netfilter/core.c,
-        nf_hook_entries_grow).
+        Chains of family inet see both. Those of equal priority come in the order in which the tables were told, which
+        is the reverse of the kernel's, where they are told as they were made: see `hooks.base_chains`.
         """
         found = [
             (chain.hook.priority, table, chain)

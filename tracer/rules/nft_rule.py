@@ -244,6 +244,8 @@ def _value(item: Any, names: tuple[str, ...] = ("",)) -> Value:
 
 def _datum(item: Any) -> Value:
     """What a map holds, whose type we are not told: what looks like an address is one."""
+    if isinstance(item, dict) and "concat" in item:
+        return tuple(_datum(part) for part in item["concat"])
     try:
         return _value(item, ("addr",))
     except ValueError:

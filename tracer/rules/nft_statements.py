@@ -381,6 +381,13 @@ class _Words:
         body: Json = {}
         if self.next_is("ip", "ip6"):
             body["family"] = self.take()
+        flags = []
+        if self.skip("prefix"):
+            flags.append("netmap")
+            body["type_flags"] = "prefix"
+        elif self.skip("addr"):  # older nft: `dnat ip addr . port to …`, of a map that holds both
+            self.take(".")
+            self.take("port")
         if self.skip("to"):
             if self.next_is("numgen", "ip", "ip6", "tcp", "udp", "meta", "ct", "jhash", "symhash"):
                 key = self._key()
@@ -390,7 +397,6 @@ class _Words:
                     body.update(self._target())
             else:
                 body.update(self._target())
-        flags = []
         while self.next_is(*_NAT_FLAGS):
             flags.append(self.take())
             self.skip(",")
@@ -399,6 +405,8 @@ class _Words:
         return {word: body or None}
 
     def _target(self) -> Json:
+        if _PREFIX.fullmatch(self.peek()):
+            return {"addr": self._value()}
         target = _TARGET.fullmatch(self.take())
         if target is None:
             raise _NotUnderstood("no address")

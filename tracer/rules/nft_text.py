@@ -138,7 +138,7 @@ class _Reader:
                 if word == "type":
                     key, _, data = rest.partition(" : ")
                     found.type = tuple(key.split(" . "))
-                    found.data = data or found.data
+                    found.data = data.removeprefix("interval ") or found.data
                 elif word == "flags":
                     found.flags = frozenset(flag.strip() for flag in rest.split(","))
                 elif word == "timeout":

@@ -179,8 +179,7 @@ def _nat(kind: str) -> Callable[[Any, str], str]:
         body = body or {}
         words = [kind]
         address, port = body.get("addr"), body.get("port")
-        if family == "inet" and body.get("family"):
-            words.append(body["family"])
+        words += [body.get("family", ""), body.get("type_flags", "")]
         if address is not None or port is not None:
             where = "" if address is None else _value(address)
             if port is not None:
@@ -188,7 +187,7 @@ def _nat(kind: str) -> Callable[[Any, str], str]:
                 where = (f"[{where}]" if ":" in where and not is_map else where) + f":{_value(port)}"
             words += ["to", where]
         flags = body.get("flags", ())
-        words.append(flags if isinstance(flags, str) else ",".join(flags))
+        words.append(",".join(flag for flag in ([flags] if isinstance(flags, str) else flags) if flag != "netmap"))
         return " ".join(word for word in words if word)
 
     return write

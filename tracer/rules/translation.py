@@ -8,6 +8,7 @@ nf_nat_masquerade.c.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from tracer.rules.conditions import fields
@@ -19,6 +20,7 @@ MOST_WAYS = 4096  # addresses or ports of a range that are told one by one
 
 DESTINATION = frozenset(("dnat", "redirect"))
 _LAST_IPV4 = 0xFFFFFFFF
+_RANDOM = frozenset(("random", "random-fully", "fully-random"))
 _DESTINATION_HOOKS = frozenset(("prerouting", "output"))
 
 
@@ -48,20 +50,25 @@ def translate(nat: Nat, packet: Packet, place: Place, table: Table, lookups: Loo
     if nat.lookup is not None:
         return _from_map(nat, nat.lookup, packet, place, table, lookups)
     if not changes_destination(nat, place):
-        return Translation((Way(_source(nat, packet)),))
+        return Translation((Way(_source(nat, packet, place)),))
     if nat.kind == "redirect":
         return _redirected(nat, packet, place)
-    if nat.kind == "netmap" and nat.address is not None:
-        return Translation((Way(packet._replace(daddr=_mapped(nat.address, packet.daddr))),))
-    return _spread(packet, nat.address, nat.port)
+    return _spread(nat, packet, nat.address, nat.port)
 
 
-def _source(nat: Nat, packet: Packet) -> Packet:
-    if nat.kind == "netmap" and nat.address is not None and packet.saddr is not None:
+def _source(nat: Nat, packet: Packet, place: Place) -> Packet:
+    """The new source. Masquerading takes an address of this node, which matters only for what stays on the node."""
+    if nat.address is not None and packet.saddr is not None and _is_netmap(nat):
         return packet._replace(saddr=_mapped(nat.address, packet.saddr), snat=True)
     if nat.kind == "snat" and nat.address is not None:
         return packet._replace(saddr=nat.address.low, snat=True)
+    if place.outgoing(packet) == "lo":
+        return packet._replace(saddr=None, snat=True)
     return packet._replace(snat=True)
+
+
+def _is_netmap(nat: Nat) -> bool:
+    return nat.kind == "netmap" or "netmap" in nat.flags
 
 
 def _mapped(network: Interval, address: int) -> int:
@@ -71,36 +78,55 @@ def _mapped(network: Interval, address: int) -> int:
 
 def _redirected(nat: Nat, packet: Packet, place: Place) -> Translation:
     """To this node: from here to loopback's address, from elsewhere to the address of the device that it came in by."""
-    port = packet.dport if nat.port is None else nat.port.low
+    ports = _ports(nat, nat.port, packet.dport)
     if place.hook == "output":
         loopback = 1 if place.flow.family == "ip6" else 0x7F000001
-        return Translation((Way(packet._replace(daddr=loopback, dport=port, here=True)),))
+        return Translation(_ways(packet._replace(here=True), (loopback,), ports))
     source = packet.saddr if packet.saddr is not None else packet.daddr
     address = place.routing.source(source)
     note = None if address is not None else "a redirected packet goes to this node's own address, which is not known"
-    redirected = packet._replace(daddr=packet.daddr if address is None else address, dport=port, here=True)
-    return Translation((Way(redirected),), note)
+    address = packet.daddr if address is None else address
+    return Translation(_ways(packet._replace(here=True), (address,), ports), note)
 
 
-def _spread(packet: Packet, address: Interval | None, port: Interval | None) -> Translation:
+def _spread(nat: Nat, packet: Packet, address: Interval | None, port: Interval | None) -> Translation:
     """Each address of a range takes its share of clients, by a hash of the client's address."""
+    ports = _ports(nat, port, packet.dport)
+    if address is not None and _is_netmap(nat):
+        return Translation(_ways(packet, (_mapped(address, packet.daddr),), ports))
     low, high = (packet.daddr, packet.daddr) if address is None else address
-    first, last = (packet.dport, packet.dport) if port is None else port
     note = None
     if low != high:
         note = "the kernel chooses among a range of addresses by the client's own, so that each client keeps its one"
-    if first <= packet.dport <= last:
-        first = last = packet.dport  # a port within the range stays
-    count = (high - low + 1) * (last - first + 1)
-    if count > MOST_WAYS:
+    addresses = range(low, high + 1)
+    if (high - low + 1) * len(ports) > MOST_WAYS:
         note = "the kernel chooses among more addresses and ports than are told here: only the first stands for them"
-        high, last, count = low, first, 1
-    ways = (
-        Way(packet._replace(daddr=number, dport=each), 1.0 / count)
-        for number in range(low, high + 1)
-        for each in range(first, last + 1)
-    )
-    return Translation(tuple(ways), note)
+        addresses, ports = addresses[:1], ports[:1]
+    return Translation(_ways(packet, addresses, ports), note)
+
+
+def _ways(packet: Packet, addresses: Sequence[int], ports: Sequence[int]) -> tuple[Way, ...]:
+    """All of these destinations, each as likely as the others."""
+    share = 1.0 / (len(addresses) * len(ports))
+    return tuple(Way(packet._replace(daddr=address, dport=port), share) for address in addresses for port in ports)
+
+
+def _ports(nat: Nat, port: Interval | None, dport: int) -> Sequence[int]:
+    """The ports that the kernel may choose.
+
+    Any, where it is told to choose at random; else the packet's own, where it is within the range, or the first.
+    Source: Linux net/netfilter/nf_nat_core.c, get_unique_tuple and nf_nat_l4proto_unique_tuple; measured on v6.18. Some
+    earlier kernels take any port of the range in each case but the second.
+    """
+    if port is None:
+        return (dport,)
+    first, last = port
+    if not _RANDOM.isdisjoint(nat.flags):
+        return range(first, last + 1)
+    base = next((int(flag.removeprefix("base ")) for flag in nat.flags if flag.startswith("base ")), None)
+    if base is not None:  # `--to-destination ADDRESS:FIRST-LAST/BASE`
+        return (first + (dport - base) % (last - first + 1),)
+    return (dport,) if first <= dport <= last else (first,)
 
 
 def _from_map(
@@ -127,8 +153,8 @@ def _to_datum(nat: Nat, datum: Verdict | Value, packet: Packet, place: Place) ->
         second = parts[1]
         port = Interval(second, second) if isinstance(second, int) else second if isinstance(second, Interval) else port
     if not changes_destination(nat, place):
-        return (Way(_source(nat._replace(address=address), packet)),)
-    return _spread(packet, address, port).ways
+        return (Way(_source(nat._replace(address=address), packet, place)),)
+    return _spread(nat, packet, address, port).ways
 
 
 def chosen(

@@ -263,7 +263,8 @@ class TestTranslation:
     def test_a_port_within_the_range_stays(self) -> None:
         nat = NAT + "-A OUTPUT -d 10.96.0.1/32 -p tcp -j DNAT --to-destination 10.0.0.1:"
         assert shares(ask(save(nat + "79-90"))) == {"10.0.0.1:80": 1.0}
-        assert shares(ask(save(nat + "90-91"))) == {"10.0.0.1:90": 0.5, "10.0.0.1:91": 0.5}
+        assert shares(ask(save(nat + "90-91"))) == {"10.0.0.1:90": 1.0}
+        assert shares(ask(save(nat + "90-91 --random"))) == {"10.0.0.1:90": 0.5, "10.0.0.1:91": 0.5}
 
     def test_redirect(self) -> None:
         rules = NAT + "-A OUTPUT -d 10.96.0.1/32 -p tcp -j REDIRECT --to-ports 15001"

@@ -148,6 +148,22 @@ def test_verdict_maps() -> None:
     assert lookup.elements[0].value == (one("10.0.0.1"), "tcp", port(80))
 
 
+@pytest.mark.parametrize("words", ["dnat ip to", "dnat ip addr . port to"])
+def test_dnat_to_addresses_and_ports_of_a_map(words: str) -> None:
+    (nat,) = read(f"{words} ip daddr . udp dport map {{ 10.96.0.1 . 80 : 10.0.0.1 . 8080 }}")
+    assert isinstance(nat, Nat) and nat.lookup is not None
+    (element,) = nat.lookup.elements
+    assert (element.value, element.data) == ((one("10.96.0.1"), port(80)), (one("10.0.0.1"), 8080))
+
+
+def test_dnat_of_networks() -> None:
+    network = Interval(address_number("10.1.0.0"), address_number("10.1.0.255"))
+    assert read("dnat ip prefix to 10.1.0.0/24") == (Nat("dnat", network, None, ("netmap",)),)
+    (nat,) = read("dnat ip prefix to ip daddr map { 10.96.0.0/24 : 10.1.0.0/24 }")
+    assert isinstance(nat, Nat) and nat.lookup is not None
+    assert (nat.flags, nat.lookup.elements[0].data) == (("netmap",), network)
+
+
 def test_dnat_by_map_and_port() -> None:
     (nat,) = read("dnat to numgen random mod 2 map { 0 : 10.0.0.1, 1 : 10.0.0.2 }:8080")
     assert isinstance(nat, Nat) and nat.lookup is not None
@@ -377,6 +393,15 @@ table inet filter {
   }
 }
 table ip nat {
+  map both {
+    type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service
+    elements = { 10.96.0.1 . tcp . 80 : 10.0.2.11 . 8000 }
+  }
+  map networks {
+    type ipv4_addr : interval ipv4_addr
+    flags interval
+    elements = { 10.96.0.0/24 : 10.0.2.0/24 }
+  }
   map backends { type ipv4_addr . inet_proto . inet_service : verdict; elements = { 10.1.1.1 . tcp . 80 : goto svc } }
   chain svc {
     numgen random mod 2 vmap { 0 : goto one, 1 : goto two }
@@ -393,6 +418,10 @@ table ip nat {
     fib daddr type local tcp dport 8080 redirect to :80
     dnat to numgen inc mod 2 map { 0 : 10.0.0.1, 1 : 10.0.0.2 }
     meta l4proto tcp dnat to ip saddr map { 10.0.0.3 : 10.0.0.1 }:8080
+    dnat ip to ip daddr . meta l4proto . th dport map @both
+    meta l4proto udp dnat ip to numgen random mod 2 map { 0 : 10.0.2.11 . 8000, 1 : 10.0.2.12 . 8001 }
+    dnat ip prefix to ip daddr map @networks
+    dnat ip prefix to 10.1.0.0/24
     numgen random mod 10 < 3 accept
     ct status ! dnat accept
     ct status != dnat accept
