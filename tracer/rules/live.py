@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tracer import netns
 from tracer.errors import FormatError, K8snetError, NotRoot, ToolMissing
-from tracer.rules import nfnetlink
+from tracer.rules import iptables_iptc, nfnetlink
 from tracer.rules.iptables_save import read_save
 from tracer.rules.kubeproxy import service_map
 from tracer.rules.model import Origin, RuleSet
@@ -89,7 +89,7 @@ def _read_here() -> RuleSet:
 
 
 def _legacy(family: str) -> RuleSet:
-    """The legacy tables of one family."""
+    """The legacy tables of one family: as the program prints them, or else by python-iptables, chain by chain."""
     program = _PROGRAMS[family]
     for name in (f"{program}-legacy-save", f"{program}-save"):
         if _find(name) is None:
@@ -97,10 +97,13 @@ def _legacy(family: str) -> RuleSet:
         rules = read_save(_run([name]), name, family)
         if all(table.origin is not Origin.IPTABLES_NFT for table in rules.tables):
             return rules
-    raise ToolMissing(
-        f"there are legacy {program} rules, and {program}-legacy-save, which prints them, is not installed",
-        hint="apt-get install iptables",
-    )
+    try:
+        return RuleSet([iptables_iptc.read_table(family, table) for table in legacy_tables(family)])
+    except ToolMissing:
+        raise ToolMissing(
+            f"there are legacy {program} rules, and {program}-legacy-save, which prints them, is not installed",
+            hint="apt-get install iptables",
+        ) from None
 
 
 def _nf_tables() -> RuleSet:

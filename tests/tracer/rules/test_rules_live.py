@@ -223,8 +223,12 @@ class TestNetlink:
 
 
 class TestTrouble:
-    def test_programs_missing(self, namespace: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_programs_missing(self, namespace: Namespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """Neither iptables-legacy-save nor python-iptables, which would do."""
         load(namespace, LEGACY[0])
+        broken = tmp_path / "broken.py"
+        broken.write_text("import no_such_module\n")
+        monkeypatch.setattr("tracer.rules.iptables_iptc._PROGRAM", broken)
         monkeypatch.setattr("tracer.rules.live._find", lambda program: None)
         with pytest.raises(ToolMissing, match="iptables-legacy-save") as caught:
             live.read_rules(namespace.path)
