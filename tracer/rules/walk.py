@@ -12,11 +12,11 @@ only such packets meet *depends*.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tracer.errors import K8snetError
 from tracer.rules import translation
+from tracer.rules.condition_words import condition_words
 from tracer.rules.conditions import ABSENT, fields, holds, recent_entry, recent_holds
 from tracer.rules.lookups import Lookups, entry_of
 from tracer.rules.model import (
@@ -40,13 +40,13 @@ from tracer.rules.model import (
 )
 from tracer.rules.packet import Packet, Place
 from tracer.rules.refusals import candidates
-from tracer.rules.statements import change_other, rejects, set_mark
+from tracer.rules.statements import change_other, rejects, set_mark, shortened_map
 from tracer.rules.trail import Ended, Step, Trail, Visited
 from tracer.rules.worlds import Worlds, by_chance, changed, merge, scaled
 
-MOST_WORLDS = 50_000
+MOST_WORLDS = 20_000
 _DEEPEST = 16  # jumps and gotos in nf_tables (include/net/netfilter/nf_tables.h, NFT_JUMP_STACK_SIZE)
-_DEEPEST_LEGACY = 150  # legacy iptables has no limit but loops, Python has one
+_DEEPEST_LEGACY = 110  # legacy iptables has no limit but loops, Python has one
 _CONDITIONS = (Match, Chance, Every, Recent, Unknown)
 
 
@@ -80,7 +80,7 @@ class Walker:
         self._memory = {}
         self._active = [chain.name]
         back = _Chain(self, place, table, chain, None).walk(worlds)
-        if chain.policy == "drop":
+        if chain.policy == "drop" and back:
             step = self.trail.record(place, table, chain.name, None, None, "drop", sum(back.values()), None)
             self.trail.end("drop", back, step)
             back = {}
@@ -346,11 +346,14 @@ class _Chain:
                     left[packet] = left.get(packet, 0.0) + weight * share
                 else:
                     merge(verdicts.setdefault((element.data, element.comment), {}), {packet: weight * share})
+        shorten = shortened_map(rule.text) if len(verdicts) > 1 else None
         for (verdict, comment), taken in verdicts.items():
             before = len(self._trail.steps)
             on, behind = self._decide(verdict, rule, taken)
-            if comment is not None and len(self._trail.steps) > before:
-                self._trail.steps[before].comment = comment
+            if len(self._trail.steps) > before:
+                step = self._trail.steps[before]
+                step.comment = comment or step.comment
+                step.text = shorten(verdict) if shorten is not None else step.text
             merge(going, on)
             merge(left, behind)
         return going, left
@@ -413,18 +416,3 @@ class _Chain:
         if self._on and not any(worlds.values()):
             step.effect, step.would, step.on = "depends", effect, tuple(self._on)
         return step
-
-
-def condition_words(condition: Condition) -> str:
-    """A condition in words of nft, or its own where it is unknown."""
-    if isinstance(condition, Unknown):
-        return condition.text
-    if isinstance(condition, Match):
-        keys = " . ".join(condition.keys)
-        what = f"@{condition.set}" if condition.set is not None else _values_words(condition.values)
-        return f"{keys} {'!= ' if condition.negated else ''}{what}"
-    return type(condition).__name__.lower()
-
-
-def _values_words(values: Iterable[object]) -> str:
-    return ", ".join(str(value) for value in values)

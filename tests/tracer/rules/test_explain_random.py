@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from random import Random
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import pytest
 
@@ -53,11 +53,18 @@ def outcomes(told: Explanation) -> dict[Outcome, float]:
     return found
 
 
+class Loaded(NamedTuple):
+    """Flows for the rules that are loaded. unknowable: these ask what no prediction can know."""
+
+    flows: list[Flow]
+    unknowable: bool
+
+
 class Run:
     """Rules that are loaded, with what is predicted for each kind of flow, and what became of those sent."""
 
-    def __init__(self, net: World, family: int, name: str) -> None:
-        self.net, self.family, self.name = net, family, name
+    def __init__(self, net: World, family: int, loaded: Loaded, name: str) -> None:
+        self.net, self.family, self.loaded, self.name = net, family, loaded, name
         self.read: RuleSet = live.read_rules(net.router.path)
         self.routing = LiveRouting(net.router.path, "ip6" if family == 6 else "ip")
         texts = (rule.text for table in self.read.tables for chain in table.chains.values() for rule in chain.rules)
@@ -70,7 +77,8 @@ class Run:
         question = Question(flow.ip, flow.port, flow.protocol, flow.source)
         return outcomes(explain(self.read, question, self.routing))
 
-    def check(self, flows: list[Flow], random: Random) -> None:
+    def check(self, random: Random) -> None:
+        flows = self.loaded.flows
         predicted = {flow: self.predict(flow) for flow in flows}
         uneven = [flow for flow in flows if sum(share > 0 for share in predicted[flow].values()) > 1]
         batch = [flow for flow in flows for _ in range(MANY if flow in uneven[:MOST_MANY] else REPEATS)]
@@ -112,6 +120,8 @@ class Run:
         told, seen = self.observable(flow, predicted), self.observable(flow, counted)
         story = f"{self.name}: {flow}\nseen: {dict(counted)}\ntold: {dict(predicted)}"
         assert seen.keys() <= told.keys(), story
+        # what is masqueraded and stays here has an address of the router's, which explain does not guess
+        assert self.loaded.unknowable or flow.via == "router" or all(told.values()), f"{story}\nnothing of it depends"
         if all(told.values()):
             assert unlikeliness(seen, told) > UNLIKELY, story
             self.uneven += len(told) > 1
@@ -128,24 +138,25 @@ class Run:
         return summed
 
 
-def load(net: World, variant: str, family: int, random: Random, folder: Path) -> list[Flow]:
-    """Replace the router's rules by random ones, of one family; returns flows for them."""
+def load(net: World, variant: str, family: int, random: Random, folder: Path) -> Loaded:
+    """Replace the router's rules by random ones, of one family."""
     rules = random_rules(random, family)
     program = "ip6tables" if family == 6 else "iptables"
     file = folder / "rules"
     if variant == "nftables":
         file.write_text("flush ruleset\n" + nft_text(rules, random))
         net.router.sh(f"nft -f {file}")
-        return rules.flows(random, FLOWS)
+        return Loaded(rules.flows(random, FLOWS), rules.unknowable)
     file.write_text(iptables_text(rules))
     if variant != "mixed":
         net.router.sh(f"{program}-{variant.removeprefix('iptables-')}-restore {file}")
-        return rules.flows(random, FLOWS)
+        return Loaded(rules.flows(random, FLOWS), rules.unknowable)
     others = random_rules(random, family)
     more = folder / "more"
     more.write_text("flush ruleset\n" + nft_text(others, random, random.choice((-7, 7))))
     net.router.sh(f"{program}-legacy-restore {file}", f"nft -f {more}")
-    return [*rules.flows(random, FLOWS // 2), *others.flows(random, FLOWS // 2)]
+    flows = [*rules.flows(random, FLOWS // 2), *others.flows(random, FLOWS // 2)]
+    return Loaded(flows, rules.unknowable or others.unknowable)
 
 
 def runs(variant: str, seed: int, folder: Path) -> Iterator[Run]:
@@ -153,10 +164,10 @@ def runs(variant: str, seed: int, folder: Path) -> Iterator[Run]:
     with world() as net:
         for number, family in itertools.product(range(RULE_SETS), (4, 6)):
             random = Random(f"{seed}/{number}/{family}")
-            flows = load(net, variant, family, random, folder)
+            loaded = load(net, variant, family, random, folder)
             net.flush()
-            run = Run(net, family, f"seed {seed}, {variant}, IPv{family}, rule set {number}")
-            run.check(flows, random)
+            run = Run(net, family, loaded, f"seed {seed}, {variant}, IPv{family}, rule set {number}")
+            run.check(random)
             yield run
             run.routing.close()
 
@@ -169,8 +180,10 @@ def test_packets_go_where_explain_says(variant: str, tmp_path: Path) -> None:
     done = list(runs(variant, seed, tmp_path))
     for family in (4, 6):
         mine = [run for run in done if run.family == family]
-        seen = sum((run.seen for run in mine), Counter())
         assert sum(run.sent for run in mine) >= 1_000
         assert sum(run.tracked for run in mine) >= 1_000
-        assert sum(run.uneven for run in mine) >= 10
-        assert min(seen[kind] for kind in ("delivered", "dropped", "rejected")) >= 10, seen
+        if seed == SEED:  # other seeds may come to little of it by chance
+            seen = sum((run.seen for run in mine), Counter())
+            assert sum(run.uneven for run in mine) >= 10
+            assert min(seen[kind] for kind in ("delivered", "dropped", "rejected")) >= 10, seen
+            assert sum(not run.loaded.unknowable for run in mine) >= 1
