@@ -93,7 +93,8 @@ def _explained(rules: RuleSet, question: Question, routing: Routing) -> Explanat
 
 def _not_followed(rules: RuleSet, family: str) -> Iterator[str]:
     """Rules of the other family; chains at devices themselves, which see packets before and behind all that is told."""
-    if rules.tables and not any(table.family in (family, "inet") for table in rules.tables):
+    families = {table.family for table in rules.tables}
+    if families & {"ip", "ip6"} and not families & {family, "inet"}:
         yield f"there are rules, but none for {'IPv6' if family == 'ip6' else 'IPv4'}"
     for table in rules.tables:
         for chain in table.base_chains():

@@ -14,8 +14,29 @@ from tracer.rules.packet import Flow, Packet, Tracking
 
 Change = Callable[[Packet, int], Packet]
 
+_MOST_ELEMENTS = 8  # of a map within a rule that are told again for each way out of it
 _ALL_BITS = 0xFFFFFFFF
 _MASKS = re.compile(r"--(nfmask|ctmask|mask) (0x[0-9a-fA-F]+|\d+)")
+
+
+def shortened_map(text: str) -> Callable[[Verdict], str] | None:
+    """What gives the text of a rule with one element of its map only; None where it has few.
+
+    The rule of a Service with 1,000 endpoints is a hundred thousand characters long, and leads to 1,000 steps.
+    """
+    before, opening, rest = text.partition(" vmap { ")
+    inside, closing, after = rest.partition(" }")
+    elements = inside.split(", ")
+    if not closing or len(elements) <= _MOST_ELEMENTS:
+        return None
+    by_verdict = {element.partition(" : ")[2]: element for element in elements}
+
+    def shorten(verdict: Verdict) -> str:
+        words = verdict.kind if verdict.chain is None else f"{verdict.kind} {verdict.chain}"
+        element = by_verdict.get(words)
+        return text if element is None else f"{before}{opening}…, {element}, …{closing}{after}"
+
+    return shorten
 
 
 def set_mark(mark: SetMark, packet: Packet, step: int) -> Packet:

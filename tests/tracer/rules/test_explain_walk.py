@@ -132,6 +132,13 @@ class TestJumps:
         rules = "".join(f"-A C{level} -j C{level + 1}\n" for level in range(100))
         assert ask(save(FILTER + chains + "-A OUTPUT -j C0\n" + rules + "-A C100 -j DROP")).verdict == "drop"
 
+    def test_deeper_ones_are_told(self) -> None:
+        chains = "".join(f":C{level} - [0:0]\n" for level in range(401))
+        rules = "".join(f"-A C{level} -j C{level + 1}\n" for level in range(400))
+        told = ask(save(FILTER + chains + "-A OUTPUT -j C0\n" + rules + "-A C400 -j DROP"))
+        assert (told.verdict, told.steps[-1].effect) == ("untouched", "loop")
+        assert told.notes == ("chains lead on from each other more than 110 deep at C110",)
+
     def test_jumps_that_double_at_each_level_take_no_time(self) -> None:
         """The kernel walks 2^60 ways here; for us, equal walks are one."""
         chains = "".join(f":C{level} - [0:0]\n" for level in range(61))
@@ -425,7 +432,7 @@ class TestChance:
             f"-A OUTPUT -m statistic --mode random --probability 0.5 -j MARK --xor-mark {1 << bit:#x}\n"
             for bit in range(20)
         )
-        with pytest.raises(TooManyWays, match="OUTPUT mark packets at random in more than 50000 ways"):
+        with pytest.raises(TooManyWays, match="OUTPUT mark packets at random in more than 20000 ways"):
             ask(save(rules))
 
     @pytest.mark.parametrize("form", ["iptables", "nftables"])
@@ -436,6 +443,16 @@ class TestChance:
         assert time.process_time() - began < 1.0 * patience
         assert [backend.probability for backend in told.backends] == pytest.approx([0.001] * 1000, rel=1e-6)
         assert sum(backend.probability for backend in told.backends) == pytest.approx(1.0, abs=1e-12)
+
+    def test_a_long_map_is_not_told_again_for_each_endpoint(self) -> None:
+        told = ask(_nft_endpoints(1000), source=POD)
+        choice = [step for step in told.steps if step.effect == "goto"]
+        assert (len(choice), choice[7].text) == (
+            1000,
+            "ip daddr 10.96.0.1 numgen random mod 1000 vmap { …, 7 : goto e7, … }",
+        )
+        few = ask(_nft_endpoints(2), source=POD).steps[0]
+        assert few.text == "ip daddr 10.96.0.1 numgen random mod 2 vmap { 0 : goto e0, 1 : goto e1 }"
 
 
 def _endpoints(count: int) -> RuleSet:
