@@ -29,6 +29,8 @@ def read_nft_json(text: str, name: str = "<nft -j>") -> RuleSet:
             raise TypeError
     except json.JSONDecodeError as error:
         raise FormatError(f"{name}:{error.lineno}: no JSON: {error.msg}") from None
+    except ValueError as error:  # a number of more digits than Python takes
+        raise FormatError(f"{name}:1: no JSON of nft: {error}") from None
     except (KeyError, TypeError, RecursionError):
         raise FormatError(f'{name}:1: no output of nft -j: {{"nftables": […]}} is missing') from None
     return read_objects(objects, name)

@@ -81,7 +81,7 @@ def _parts(statement: Any, family: str) -> list[Part]:
         read = _STATEMENTS.get(kind)
         if read is not None:
             return [read(body, family)]
-    except (KeyError, ValueError, TypeError, AttributeError, IndexError):
+    except (KeyError, ValueError, TypeError, AttributeError, IndexError, RecursionError):
         pass  # a form of it that we do not know
     words = statement_words(statement, family)
     if kind in _CONDITIONS:

@@ -19,7 +19,7 @@ _BLOCK = re.compile(r"(set|map|chain) (\S+) \{(?:\s*#.*)?")
 _HANDLE = re.compile(r" # handle \d+$")
 _HOOK = re.compile(r'type (\w+) hook (\w+)(?: device "?([^\s"]+)"?| devices = \{ ([^}]*) \})? priority ([^;]+);(.*)')
 _POLICY = re.compile(r"policy (\w+);")
-_PRIORITY = re.compile(r"([a-z]+)?\s*([+-])?\s*(\d+)?")
+_PRIORITY = re.compile(r"([a-z]+)?\s*([+-])?\s*([0-9]{1,10})?")
 _COMMENT = re.compile(r'comment "(.*)"')
 # nftables src/rule.c, std_prio_family_table and bridge_std_prios
 _PRIORITIES = {"raw": -300, "mangle": -150, "dstnat": -100, "filter": 0, "security": 50, "srcnat": 100, "out": 100}
@@ -126,7 +126,7 @@ class _Reader:
         match = _PRIORITY.fullmatch(text)
         names = _BRIDGE_PRIORITIES if family == "bridge" else _PRIORITIES
         if match is None or (match[1] and match[1] not in names):
-            raise self._error(f"no priority: {text!r}")
+            raise self._error(f"no priority: {text[:60]!r}")
         offset = int(match[3] or 0)
         return names.get(match[1], 0) + (-offset if match[2] == "-" else offset)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 Json = dict[str, Any]
 
+_DEEP = "…"
 # nftables src/meta.c, meta_key_is_unqualified()
 _UNQUALIFIED = frozenset(("iif", "oif", "iifname", "oifname", "iiftype", "oiftype", "iifgroup", "oifgroup"))
 _DEFAULT_REJECT = {"ip": "icmp", "ip6": "icmpv6", "inet": "icmpx", "bridge": "icmpx"}  # with port-unreachable
@@ -39,10 +40,15 @@ def statement_words(statement: Any, family: str) -> str:
         return f"{kind} {body}" if isinstance(body, str | int) else kind if body is None else _plain(statement)
     except (KeyError, ValueError, TypeError, AttributeError, IndexError):
         return _plain(statement)
+    except RecursionError:  # deeper than nft ever nests
+        return _DEEP
 
 
 def _plain(item: Any) -> str:
-    return json.dumps(item, separators=(",", ":"), default=repr)
+    try:
+        return json.dumps(item, separators=(",", ":"), default=repr)
+    except RecursionError:
+        return _DEEP
 
 
 def _match(body: Json, family: str) -> str:
