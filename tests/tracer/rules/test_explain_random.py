@@ -43,14 +43,21 @@ N = TypeVar("N", int, float)
 Outcome = tuple[str, str | None, int | None, bool]  # kind as in End, where to, whether the source was changed
 
 
-def outcomes(told: Explanation) -> dict[Outcome, float]:
-    """What `explain` says can be, with its shares; 0 for what depends on something that it can't know."""
-    found: dict[Outcome, float] = defaultdict(float)
+class Prediction(NamedTuple):
+    """What `explain` says can be. certain: of each rule it is known whether it applies, so that shares count."""
+
+    shares: dict[Outcome, float]
+    certain: bool
+
+
+def prediction(told: Explanation) -> Prediction:
+    shares: dict[Outcome, float] = defaultdict(float)
     for each in told.outcomes:
-        found[KINDS.get(each.verdict, "delivered"), each.ip, each.port, each.masquerade] += each.probability
+        shares[KINDS.get(each.verdict, "delivered"), each.ip, each.port, each.masquerade] += each.probability
     for other in told.otherwise:
-        found[KINDS.get(other.verdict, "delivered"), other.ip, other.port, other.masquerade] += 0.0
-    return found
+        shares[KINDS.get(other.verdict, "delivered"), other.ip, other.port, other.masquerade] += 0.0
+    assert told.depends or not told.otherwise
+    return Prediction(shares, not told.depends)
 
 
 class Loaded(NamedTuple):
@@ -73,14 +80,14 @@ class Run:
         self.uneven = 0  # kinds of flows whose shares were checked
         self.seen: Counter[str] = Counter()
 
-    def predict(self, flow: Flow) -> dict[Outcome, float]:
+    def predict(self, flow: Flow) -> Prediction:
         question = Question(flow.ip, flow.port, flow.protocol, flow.source)
-        return outcomes(explain(self.read, question, self.routing))
+        return prediction(explain(self.read, question, self.routing))
 
     def check(self, random: Random) -> None:
         flows = self.loaded.flows
         predicted = {flow: self.predict(flow) for flow in flows}
-        uneven = [flow for flow in flows if sum(share > 0 for share in predicted[flow].values()) > 1]
+        uneven = [flow for flow in flows if sum(share > 0 for share in predicted[flow].shares.values()) > 1]
         batch = [flow for flow in flows for _ in range(MANY if flow in uneven[:MOST_MANY] else REPEATS)]
         random.shuffle(batch)  # so that a rule's turn (nth, numgen inc) does not fall together with a kind of flow
         ends = self.net.send(batch)
@@ -116,13 +123,15 @@ class Run:
             return end.kind, None, None, False
         return end.kind, end.ip, end.port, end.source != flow.source
 
-    def compare(self, flow: Flow, counted: Counter[Outcome], predicted: dict[Outcome, float]) -> None:
-        told, seen = self.observable(flow, predicted), self.observable(flow, counted)
-        story = f"{self.name}: {flow}\nseen: {dict(counted)}\ntold: {dict(predicted)}"
+    def compare(self, flow: Flow, counted: Counter[Outcome], predicted: Prediction) -> None:
+        told, seen = self.observable(flow, predicted.shares), self.observable(flow, counted)
+        story = (
+            f"{self.name}: {flow}\nseen: {dict(counted)}\ntold: {dict(predicted.shares)}, certain: {predicted.certain}"
+        )
         assert seen.keys() <= told.keys(), story
         # what is masqueraded and stays here has an address of the router's, which explain does not guess
-        assert self.loaded.unknowable or flow.via == "router" or all(told.values()), f"{story}\nnothing of it depends"
-        if all(told.values()):
+        assert self.loaded.unknowable or flow.via == "router" or predicted.certain, story
+        if predicted.certain:
             assert unlikeliness(seen, told) > UNLIKELY, story
             self.uneven += len(told) > 1
 
