@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from tests.bench import hooks as hooks_bench
 from tests.bench import overhead as overhead_bench
 from tests.bench import rules as rules_bench
 
@@ -29,6 +30,13 @@ def overhead(pairs: int, seconds: float, tools: tuple[str, ...], path: Path | No
     click.echo(overhead_bench.table(results))
     if path is not None:
         path.write_text(json.dumps([result.to_json() for result in results], indent=2) + "\n")
+
+
+@bench.command()
+@click.option("--runs", default=5, show_default=True, help="With each hook; medians count.")
+def hooks(runs: int) -> None:
+    """What each hook of the tracepoint backend costs a connection on the loopback device."""
+    click.echo(hooks_bench.table(hooks_bench.measure(runs, lambda line: click.echo(line, err=True))))
 
 
 @bench.command()
