@@ -123,7 +123,7 @@ def _reject(step: Step) -> str:
 
 
 def _accept(step: Step) -> str:
-    return f"is accepted by table {step.table.name}; what comes behind this table still sees it"
+    return f"is accepted, as far as table {step.table.name} goes"
 
 
 def _return(step: Step) -> str:

@@ -15,7 +15,7 @@ from tracer.rules.answer import Explanation
 
 FILTER = "filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n"
 DROPPED = "is dropped: the sender hears nothing"
-ACCEPTED = "is accepted by table filter; what comes behind this table still sees it"
+ACCEPTED = "is accepted, as far as table filter goes"
 NAT = "nat\n:PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\n"
 
 

@@ -29,7 +29,12 @@ class _Somewhere:
     """An address of this node that nobody told us: outside of every range that rules name."""
 
 
+class _AnyDevice:
+    """A device that nobody told us. It is not lo: only packets from this node to itself go through that."""
+
+
 ABSENT = _Absent()
+ANY_DEVICE = _AnyDevice()
 SOURCE_PORT = _SourcePort()
 SOMEWHERE = _Somewhere()
 
@@ -100,6 +105,8 @@ def fits(value: Value, actual: Field) -> bool | None:
         if isinstance(value, Interval):
             return value.low <= actual <= value.high
         return value == actual if isinstance(value, int) else None
+    if actual is ANY_DEVICE:
+        return False if value == "lo" else None
     if actual is SOMEWHERE:
         return isinstance(value, Interval) and value.low == 0 and value.high in (0xFFFFFFFF, (1 << 128) - 1)
     if actual is SOURCE_PORT:
@@ -178,6 +185,15 @@ def _original_saddr(packet: Packet, place: Place) -> Field:
     return SOMEWHERE if place.flow.saddr is None else place.flow.saddr
 
 
+def _in_device(packet: Packet, place: Place) -> Field:
+    return ANY_DEVICE if place.iif is None else place.iif
+
+
+def _out_device(packet: Packet, place: Place) -> Field:
+    device = place.outgoing(packet)
+    return ANY_DEVICE if device is None else device
+
+
 def _ct_state(packet: Packet, place: Place) -> Field:
     if packet.tracking is not Tracking.NEW:
         return frozenset((packet.tracking.value,))
@@ -244,10 +260,10 @@ _FIELDS: dict[str, Read] = {
     "meta protocol": lambda packet, place: place.flow.family,
     "meta mark": lambda packet, place: packet.mark,
     "ct mark": _tracked(lambda packet, place: packet.ct_mark),
-    "meta iifname": lambda packet, place: place.iif,
-    "meta iif": lambda packet, place: place.iif,
-    "meta oifname": lambda packet, place: place.outgoing(packet),
-    "meta oif": lambda packet, place: place.outgoing(packet),
+    "meta iifname": _in_device,
+    "meta iif": _in_device,
+    "meta oifname": _out_device,
+    "meta oif": _out_device,
     "meta pkttype": _packet_type,
     "meta skuid": _socket_owner,
     "meta skgid": _socket_owner,

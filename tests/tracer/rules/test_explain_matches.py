@@ -210,10 +210,19 @@ def test_devices(iptables: str, nftables: str, expected: str) -> None:
     assert nft_verdict(nftables, SERVICE, POD, "TCP", **DEVICES) == expected
 
 
-@pytest.mark.parametrize(("iptables", "nftables"), [("-i eth0", 'iifname "eth0"'), ("! -o lo", 'oifname != "lo"')])
-def test_devices_that_nobody_told(iptables: str, nftables: str) -> None:
-    assert iptables_verdict(iptables, SERVICE, POD, "TCP") == D
-    assert nft_verdict(nftables, SERVICE, POD, "TCP") == D
+@pytest.mark.parametrize(
+    ("iptables", "nftables", "expected"),
+    [
+        ("-i eth0", 'iifname "eth0"', D),
+        ("! -o cni0", 'oifname != "cni0"', D),
+        ("-i lo", 'iifname "lo"', F),
+        ("! -o lo", 'oifname != "lo"', T),
+    ],
+)
+def test_devices_that_nobody_told(iptables: str, nftables: str, expected: str) -> None:
+    """They are not lo, by which only a node's own packets to itself go."""
+    assert iptables_verdict(iptables, SERVICE, POD, "TCP") == expected
+    assert nft_verdict(nftables, SERVICE, POD, "TCP") == expected
 
 
 def test_own_packets_come_in_by_no_device() -> None:
