@@ -196,3 +196,37 @@ def test_reader_that_ends_early() -> None:
     done = run("-c", f"{' '.join([*TRACE, 'services', *LEGACY])} | head -1", program=("sh",))
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split() == ["SERVICE", "ADDRESSES", "ENDPOINTS", "SHARE"]
+
+
+def without(*programs: str) -> tuple[str, ...]:
+    """Runs a command where these programs are not installed: in mounts of its own, nothing executable is there."""
+    hide = " && ".join(f"mount --bind /dev/null {Path('/usr/sbin', program).resolve()}" for program in programs)
+    return ("unshare", "--mount", "--", "sh", "-c", f'{hide} && exec "$0" "$@"')
+
+
+@pytest.mark.root
+def test_without_iptables_python_iptables_will_do() -> None:
+    with namespaces(1) as (namespace,):
+        namespace.sh(f"iptables-legacy-restore < {FIXTURES / 'iptables-legacy.save'}")
+        done = run(
+            "services",
+            "--netns",
+            namespace.path,
+            "-o",
+            "json",
+            prefix=without("iptables-legacy-save", "iptables-nft-save"),
+        )
+    assert (done.returncode, done.stderr) == (0, "")
+    wanted = [each for each in services("iptables-legacy").to_json() if each["family"] == 4]
+    assert json.loads(done.stdout) == wanted
+
+
+@pytest.mark.root
+def test_without_nft_it_says_what_to_install() -> None:
+    with namespaces(1) as (namespace,):
+        namespace.sh(f"nft -f {FIXTURES / 'nftables.nft'}")
+        done = run("services", "--netns", namespace.path, prefix=without("nft"))
+    assert (done.returncode, done.stdout) == (3, "")
+    error, hint = done.stderr.splitlines()
+    assert error == "error: there are nftables rules, and nft, which prints them, is not installed"
+    assert hint == "hint: apt-get install nftables"
