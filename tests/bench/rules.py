@@ -97,7 +97,7 @@ def measure(modes: Sequence[str], services: Sequence[int], runs: int, limit: flo
                     result = _fastest(mode, count, what, command, times, limit)
                     say(_line(result))
                     results.append(result)
-                results.append(_watched(mode, count, namespace, runs))
+                results.append(watched(mode, count, namespace, runs))
                 say(_line(results[-1]))
     return results
 
@@ -106,14 +106,15 @@ def measure(modes: Sequence[str], services: Sequence[int], runs: int, limit: flo
 def loaded(mode: Mode, count: int) -> Iterator[tuple[Namespace, Path]]:
     """A namespace with the rules of so many Services, and a file with what the mode's program prints of them."""
     with namespaces(1) as (namespace,), tempfile.TemporaryDirectory() as directory:
-        subprocess.run([*_inside(namespace), *mode.load.split()], input=mode.text(count), text=True, check=True)
+        subprocess.run([*inside(namespace), *mode.load.split()], input=mode.text(count), text=True, check=True)
         file = Path(directory, "rules")
         with file.open("wb") as output:
-            subprocess.run([*_inside(namespace), *mode.printer], stdout=output, check=True)
+            subprocess.run([*inside(namespace), *mode.printer], stdout=output, check=True)
         yield namespace, file
 
 
-def _inside(namespace: Namespace) -> tuple[str, ...]:
+def inside(namespace: Namespace) -> tuple[str, ...]:
+    """What a command is run by in a namespace."""
     return ("nsenter", f"--net={namespace.path}", "--")
 
 
@@ -121,25 +122,25 @@ def _commands(
     mode: Mode, count: int, namespace: Namespace, file: Path, runs: int
 ) -> Iterator[tuple[str, tuple[str, ...], int]]:
     """What is measured, by which command, how many times."""
-    inside = _inside(namespace)
+    there = inside(namespace)
     destination = f"{scale.cluster_ip(count // 2)}:80"
-    yield " ".join(mode.printer), (*inside, *mode.printer), runs
-    yield "k8snet-trace explain", (*inside, *TRACE, "explain", destination, "-o", "json"), runs
-    yield "k8snet-trace services -o json", (*inside, *TRACE, "services", "-o", "json"), runs
+    yield " ".join(mode.printer), (*there, *mode.printer), runs
+    yield "k8snet-trace explain", (*there, *TRACE, "explain", destination, "-o", "json"), runs
+    yield "k8snet-trace services -o json", (*there, *TRACE, "services", "-o", "json"), runs
     megabytes = file.stat().st_size / 1e6
     yield f"reading a file of {megabytes:.1f} MB", (sys.executable, "-c", PARSE, str(file)), runs
     if mode.name == "legacy":
-        yield "iptc.easy.dump_table", (*inside, sys.executable, "-c", DUMP), 1
+        yield "iptc.easy.dump_table", (*there, sys.executable, "-c", DUMP), 1
 
 
 def _fastest(mode: Mode, count: int, what: str, command: Sequence[str], runs: int, limit: float) -> Result:
-    found = [_run(command, limit) for _ in range(runs)]
+    found = [run(command, limit) for _ in range(runs)]
     ended = [seconds for seconds, _, _ in found if seconds is not None]
     processor = min(each for _, each, _ in found)
     return Result(mode.name, count, what, min(ended, default=None), processor, max(each for *_, each in found), limit)
 
 
-def _run(command: Sequence[str], limit: float) -> tuple[float | None, float, float]:
+def run(command: Sequence[str], limit: float) -> tuple[float | None, float, float]:
     """Seconds (None: more than `limit`), seconds of processor time, and the most MB resident, of one run."""
     began = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -164,11 +165,11 @@ def _run(command: Sequence[str], limit: float) -> tuple[float | None, float, flo
     return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
-def _watched(mode: Mode, count: int, namespace: Namespace, runs: int) -> Result:
+def watched(mode: Mode, count: int, namespace: Namespace, runs: int) -> Result:
     """From a change of one Service to the line that tells of it: the slowest of some runs."""
     with tempfile.TemporaryDirectory() as directory:
         ready = Path(directory, "ready")
-        command = (*_inside(namespace), *TRACE, "services", "--watch", "--ready-file", str(ready))
+        command = (*inside(namespace), *TRACE, "services", "--watch", "--ready-file", str(ready))
         process = subprocess.Popen(command, stdout=subprocess.PIPE)
         assert process.stdout is not None
         while not ready.exists():
@@ -176,7 +177,7 @@ def _watched(mode: Mode, count: int, namespace: Namespace, runs: int) -> Result:
         slowest = 0.0
         for number in range(1, runs + 1):
             change, text = mode.change(count // 2 + number)
-            subprocess.run([*_inside(namespace), *change.split()], input=text, text=True, check=True)
+            subprocess.run([*inside(namespace), *change.split()], input=text, text=True, check=True)
             began = time.monotonic()
             line = process.stdout.readline().decode()
             assert f"service-{count // 2 + number} lost" in line, line

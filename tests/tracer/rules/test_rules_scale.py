@@ -13,6 +13,7 @@ from tests.tracer.rules import scale
 from tracer.rules.iptables_save import read_save
 from tracer.rules.kubeproxy import service_map
 from tracer.rules.model import RuleSet
+from tracer.rules.nft_text import read_nft_text
 
 SIZES = (100, 1000, 10_000)
 
@@ -42,6 +43,24 @@ def test_splitting_is_linear_and_quick(patience: float) -> None:
     megabytes = len(texts[10_000]) / 1e6
     assert megabytes > 12
     assert times[10_000] / megabytes * 12 < 0.6 * patience, times
+
+
+def test_reading_nft_text_is_linear_and_quick(patience: float) -> None:
+    texts = {size: scale.nftables(size) for size in SIZES}
+    times = {size: fastest(lambda text=text: read_nft_text(text)) for size, text in texts.items()}  # type: ignore[misc]
+    assert_linear(times)
+    assert times[10_000] < 0.6 * patience, times
+
+
+@pytest.mark.slow
+def test_nft_service_map_is_linear(patience: float) -> None:
+    read = {size: read_nft_text(scale.nftables(size)) for size in SIZES}
+    times = {size: fastest(lambda rules=rules: service_map(rules)) for size, rules in read.items()}  # type: ignore[misc]
+    assert_linear(times)
+    assert times[10_000] < 2.0 * patience, times
+    book = service_map(read[100])
+    assert [len(port.endpoints) for port in book.services] == [3] * 100
+    assert book.find("TCP", scale.cluster_ip(50), 80) is not None
 
 
 @pytest.mark.slow
