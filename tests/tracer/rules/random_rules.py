@@ -63,6 +63,9 @@ class Action(NamedTuple):
     value: Any = None
 
 
+_DROP, _MARK = Action("drop"), Action("mark", (1, 1))
+
+
 class Rule(NamedTuple):
     conditions: tuple[Condition, ...]
     action: Action
@@ -217,7 +220,7 @@ class _Maker:
         for name in names[:-1] if self.chance(0.7) else names:
             every = self.random.randint(2, 4)
             condition = (
-                Condition("every", (every, self.random.randrange(every)))
+                Condition("every", (every, self.random.randrange(every)), self.chance(0.3))
                 if style == "every"
                 else Condition("chance", self.probability(), self.chance(0.2))
             )
@@ -263,9 +266,14 @@ class _Maker:
     def base(self, table: Table, hook: str) -> tuple[str, list[Rule]]:
         """Policy and rules of a base chain."""
         icmp = Rule((Condition("protocol", "icmp" if self.family == 4 else "ipv6-icmp"),), Action("accept"))
-        count = self.random.choice((0, 0, 1, 2) if table.name == "filter" else (0, 0, 0, 1))
+        count = self.random.choice((0, 1, 1, 2) if table.name == "filter" else (0, 0, 1))
         reset = Rule((Condition("protocol", "tcp"), Condition("reset", None)), Action("accept"))
-        rules = [icmp, reset, *(self.noise_rule(table, hooks=(hook,)) for _ in range(count))]
+        rules = [
+            icmp,
+            reset,
+            *(self.noise_rule(table, hooks=(hook,)) for _ in range(count)),
+            *self.telling(table, hook),
+        ]
         if table.name != "filter" or self.chance(0.7):
             return "accept", rules
         marked = Rule(
@@ -273,6 +281,19 @@ class _Maker:
             Action("accept"),
         )
         return "drop", [*rules, marked, Rule((self.condition(("source", "destination")),), Action("accept"))]
+
+    def telling(self, table: Table, hook: str) -> list[Rule]:
+        """Rules whose effect tells whether packets come by here, and before or after they are translated."""
+        if table.name in ("raw", "mangle") and hook == "prerouting" and self.chance(0.3):
+            again = Condition("in", "lo")  # what the router sends to itself, on its second way through
+            return [Rule((again, self.condition(("chance", "source", "mark"))), self.random.choice((_DROP, _MARK)))]
+        if table.name == "filter" and self.chance(0.4):
+            served = [service for service in self.services if service.endpoints]
+            service = self.random.choice(served) if served else None
+            if service is not None:
+                ip = self.random.choice([service.ip or CLIENT_SIDE[self.family], *(ip for ip, _ in service.endpoints)])
+                return [Rule((Condition("destination", ip), self.condition(("chance", "source"))), _DROP)]
+        return []
 
     def noise_rule(self, table: Table, after: int = -1, hooks: tuple[str, ...] = ()) -> Rule:
         """A rule of a chain that only jumps to chains behind NOISE-`after`. hooks: of a base chain that it is in."""
