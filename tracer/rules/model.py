@@ -1,7 +1,8 @@
 """One model of packet-filter rules, for iptables (legacy and nft variant) and nftables, for IPv4 and IPv6.
 
-What belongs here: tables, chains, hooks, rules and what rules are made of. What does not: reading them
-(`iptables_save`, `nft_json`, `nft_text`, `live`), and what they mean for Kubernetes (`services`).
+What belongs here: tables, chains, hooks, rules and what rules are made of. What does not: how they wait until somebody
+asks for them (`lazy`), reading them (`iptables_save`, `nft_json`, `nft_text`, `live`), and what they mean for Kubernetes
+(`services`).
 
 The words of nft name everything, as iptables-translate would: `--dport` of tcp is "tcp dport", `addrtype --dst-type` is
 "fib daddr type", `-i` is "meta iifname". So whoever follows a packet through rules needs one evaluator and not two.
@@ -19,10 +20,13 @@ node with 10,000 Services has 40,000 chains and 110,000 rules, of which one dest
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, NamedTuple, overload
+from typing import NamedTuple
+
+from tracer.rules.lazy import LazyChains as LazyChains
+from tracer.rules.lazy import Rules as Rules
 
 
 class Origin(Enum):
@@ -189,50 +193,6 @@ class Rule(NamedTuple):
         return tuple(part for part in self.parts if isinstance(part, Match | Chance | Every | Recent | Unknown))
 
 
-class Rules(Sequence[Rule]):
-    """The rules of a chain, each read when it is first asked for.
-
-    raw: one item for each rule, as `parse` takes it: a line of text, or nft's JSON.
-    """
-
-    __slots__ = ("_parse", "_parsed", "raw")
-
-    def __init__(self, raw: list[Any], parse: Callable[[Any], Rule]) -> None:
-        self.raw = raw
-        self._parse = parse
-        self._parsed: dict[int, Rule] | None = None  # none yet for most of 40,000 chains
-
-    def __len__(self) -> int:
-        return len(self.raw)
-
-    @overload
-    def __getitem__(self, index: int) -> Rule: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Rule, ...]: ...
-    def __getitem__(self, index: int | slice) -> Rule | tuple[Rule, ...]:
-        if isinstance(index, slice):
-            return tuple(self[i] for i in range(*index.indices(len(self.raw))))
-        if self._parsed is None:
-            self._parsed = {}
-        rule = self._parsed.get(index)
-        if rule is None:
-            rule = self._parsed[index] = self._parse(self.raw[index])
-        return rule
-
-    def __iter__(self) -> Iterator[Rule]:
-        return (self[index] for index in range(len(self.raw)))
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Rules) or len(self) != len(other):
-            return False
-        return all(mine == theirs for mine, theirs in zip(self, other, strict=True))
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        return f"<{len(self.raw)} rules>"
-
-
 @dataclass(frozen=True, slots=True)
 class Hook:
     """Where the kernel enters a base chain. name: prerouting, input, forward, output, postrouting, ingress, egress."""
@@ -253,49 +213,6 @@ class Chain:
     policy: str | None = None
     comment: str | None = field(default=None, compare=False)
     counters: tuple[int, int] | None = field(default=None, compare=False)
-
-
-class LazyChains(Mapping[str, Chain]):
-    """The chains of a table, each made when it is first asked for.
-
-    names: of all chains, in the kernel's order. text: the words of a chain's rules, for comparison. make: makes the
-    chain of such a name. based: names of the base chains.
-    """
-
-    __slots__ = ("_made", "_make", "_names", "based", "text")
-
-    def __init__(
-        self,
-        names: Collection[str],
-        text: Callable[[str], str],
-        make: Callable[[str], Chain],
-        based: tuple[str, ...],
-    ) -> None:
-        self.text = text
-        self.based = based
-        self._names = names
-        self._make = make
-        self._made: dict[str, Chain] = {}
-
-    def __getitem__(self, name: str) -> Chain:
-        chain = self._made.get(name)
-        if chain is None:
-            if name not in self._names:
-                raise KeyError(name)
-            chain = self._made[name] = self._make(name)
-        return chain
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __repr__(self) -> str:
-        return f"<{len(self._names)} chains>"
 
 
 @dataclass(slots=True)
