@@ -1,8 +1,8 @@
 """One model of packet-filter rules, for iptables (legacy and nft variant) and nftables, for IPv4 and IPv6.
 
 What belongs here: tables, chains, hooks, rules and what rules are made of. What does not: how they wait until somebody
-asks for them (`lazy`), reading them (`iptables_save`, `nft_json`, `nft_text`, `live`), and what they mean for Kubernetes
-(`services`).
+asks for them (`lazy`), reading them (`iptables_save`, `nft_json`, `nft_text`, `live`), and what they mean for
+Kubernetes (`services`).
 
 The words of nft name everything, as iptables-translate would: `--dport` of tcp is "tcp dport", `addrtype --dst-type` is
 "fib daddr type", `-i` is "meta iifname". So whoever follows a packet through rules needs one evaluator and not two.
