@@ -28,7 +28,7 @@ from tracer.rules.nft_json import read_nft_json
 from tracer.rules.nft_text import read_nft_text
 from tracer.rules.services import ServiceMap
 
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _SECONDS = 120.0  # a table of 10,000 Services takes iptables-nft-save 1.2 s; a stuck program must not stop a trace
 _IPTABLES_TABLES = frozenset(("raw", "mangle", "nat", "filter", "security"))
 _INCOMPATIBLE = re.compile(r"Table `(\w+)' (?:is|contains) incompatible")
@@ -153,7 +153,7 @@ class _Vanished(K8snetError):
 
 
 def _find(program: str) -> str | None:
-    return shutil.which(program, path=os.environ.get("PATH", "") + ":" + _PATH)
+    return shutil.which(program, path=os.environ.get("PATH", "") + ":" + PATH)
 
 
 def _run(command: list[str]) -> str:

@@ -21,6 +21,9 @@ _GET_TABLE = _SUBSYSTEM | 1
 _NEW_TABLE = _SUBSYSTEM | 0
 _NEW_GENERATION = _SUBSYSTEM | 15
 _GET_GENERATION = _SUBSYSTEM | 16
+_NEW_RULE = _SUBSYSTEM | 6
+_GET_RULE = _SUBSYSTEM | 7
+_RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE = 1, 2, 3  # NFTA_RULE_TABLE and so on
 _TABLE_NAME = 1  # NFTA_TABLE_NAME
 _GENERATION_ID = 1  # NFTA_GEN_ID
 _REQUEST, _DUMP = 0x1, 0x300
@@ -84,11 +87,29 @@ def text(value: bytes) -> str:
     return value.split(b"\0", 1)[0].decode(errors="replace")
 
 
-def _ask(kind: int, flags: int) -> Iterator[tuple[int, dict[int, bytes]]]:
+def rule_handles(of: str, table: str, chain: str) -> list[int]:
+    """The handles of a chain's rules, in order. of: the family. Raises OSError when there is no such chain."""
+    number = next(number for number, word in _FAMILIES.items() if word == of)
+    names = _string(_RULE_TABLE, table) + _string(_RULE_CHAIN, chain)
+    return [
+        int.from_bytes(attributes[_RULE_HANDLE], "big")
+        for kind, attributes in _ask(_GET_RULE, _REQUEST | _DUMP, number, names)
+        if kind == _NEW_RULE and _RULE_HANDLE in attributes
+    ]
+
+
+def _string(kind: int, value: str) -> bytes:
+    data = value.encode(errors="replace") + b"\0"
+    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(data), kind) + data + b"\0" * (-len(data) % 4)
+
+
+def _ask(
+    kind: int, flags: int, of: int = socket.AF_UNSPEC, attributes: bytes = b""
+) -> Iterator[tuple[int, dict[int, bytes]]]:
     """Each message of the answer: its type, and its attributes, with the family as number 0."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER) as netlink:
         netlink.settimeout(_SECONDS)
-        body = _FAMILY.pack(socket.AF_UNSPEC, 0, 0)
+        body = _FAMILY.pack(of, 0, 0) + attributes
         netlink.sendto(_HEADER.pack(_HEADER.size + len(body), kind, flags, 0, 0) + body, (0, 0))
         while True:
             data = netlink.recv(1 << 17)

@@ -103,7 +103,7 @@ class _Reader:
             depth += line.endswith("{") - (line == "}")
 
     def _read_chain(self, table: Table, name: str) -> Chain:
-        chain = Chain(name, Rules([], _parser(table.family)))
+        chain = Chain(name, Rules([], rule_parser(table.family)))
         raw = chain.rules.raw
         while (line := self._block("a chain")) is not None:
             if line.startswith("type ") and (hook := _HOOK.fullmatch(line)) is not None:
@@ -177,7 +177,9 @@ class _Reader:
         return FormatError(f"{self._name}:{min(self._number, len(self._lines))}: {why}")
 
 
-def _parser(family: str) -> Callable[[str], Rule]:
+def rule_parser(family: str) -> Callable[[str], Rule]:
+    """What reads a rule of a table of this family."""
+
     def parse(line: str) -> Rule:
         statements, comment = parse_statements(line, family)
         return parse_rule(statements, family, comment, line)

@@ -15,9 +15,10 @@ import time
 
 from tracer.rules.changes import State, state
 from tracer.rules.live import read_rules
-from tracer.rules.model import RuleSet
+from tracer.rules.model import Origin, RuleSet, Table
 from tracer.rules.nfevents import Events
-from tracer.rules.partial import read_again
+from tracer.rules.nftmonitor import Monitor
+from tracer.rules.partial import KUBE_PROXY, Partial
 from tracer.rules.refreshing import Refreshing
 from tracer.rules.services import ServiceMap
 
@@ -25,6 +26,7 @@ SETTLE_SECONDS = 0.05  # kube-proxy changes several tables one after another: re
 IMPATIENT_SECONDS = 0.5  # but wait no longer than this
 LEGACY_SECONDS = 1.0  # between two readings of legacy tables whose state is the same
 LEGACY_SHARE = 2.0  # and at least so many times what reading took
+SLOW_SECONDS = 0.5  # of a first reading: from here on, an nft that waits for changes is worth its memory
 
 
 class Watching:
@@ -34,7 +36,9 @@ class Watching:
         self._path = netns_path
         self._refreshing = Refreshing()
         self._rules: RuleSet | None = None
+        self._partial = Partial(netns_path)
         self._events: Events | None = None
+        self._monitor: Monitor | None = None
         self._state: State | None = None
         self._read = float("-inf")
         self._took = 0.0
@@ -56,6 +60,7 @@ class Watching:
             rules = read_rules(self._path)
             self._read = time.monotonic()
             self._took = self._read - began
+            self._begin_to_monitor(rules)
         self._rules, self._state = rules, now
         return self._refreshing.update(rules)
 
@@ -63,6 +68,8 @@ class Watching:
         """Let go of what is open."""
         if self._events is not None:
             self._events.close()
+        if self._monitor is not None:
+            self._monitor.close()
 
     def _partly(self, now: State) -> RuleSet | None:
         """The rules with what nf_tables says has changed read anew; None where all have to be read."""
@@ -76,7 +83,15 @@ class Watching:
         touched = self._events.take(now.generation)
         if self._rules is None or before is None or now.legacy != before.legacy:
             return None
-        return read_again(self._rules, touched, self._path)
+        lines = None if self._monitor is None else self._monitor.take(before.generation or 0, now.generation)
+        return self._partial.read_again(self._rules, touched, lines)
+
+    def _begin_to_monitor(self, rules: RuleSet) -> None:
+        """Where nft takes long to print kube-proxy's table, have it print changes."""
+        slow = self._took > SLOW_SECONDS
+        if self._monitor is None and slow and any(_is_nftables_mode(table) for table in rules.tables):
+            with contextlib.suppress(OSError):
+                self._monitor = Monitor(self._path)
 
     def _may_hide(self, now: State) -> bool:
         """Whether there may be changes that do not show, and it is time to see."""
@@ -94,3 +109,7 @@ class Watching:
             if before == now:
                 break
         return now
+
+
+def _is_nftables_mode(table: Table) -> bool:
+    return table.origin is Origin.NFTABLES and table.name == KUBE_PROXY

@@ -99,6 +99,68 @@ def test_nftables_mode(namespace: Namespace, followed: Watching) -> None:
         assert whole(followed.services) == whole(live.read_services(namespace.path))
 
 
+def nftables_changes(seed: int) -> Iterator[str]:
+    """Transactions of kube-proxy's nftables mode: endpoints come and go, Services too."""
+    dice = random.Random(seed)
+    table = "ip kube-proxy"
+    for number in range(10):
+        service, endpoint = f"{table} service-NEWNEW0{number % 3}-new/{number % 3}/tcp/p", f"{table} endpoint-{number}"
+        key = f"10.96.250.{number % 3} . tcp . 80"
+        lines = [f"add chain {endpoint}", f"flush chain {endpoint}", f"add chain {service}"]
+        lines.append(f"add rule {endpoint} ip saddr 10.1.1.{number} jump mark-for-masquerade")
+        lines.append(f"add rule {endpoint} meta l4proto tcp dnat to 10.1.1.{number}:80")
+        goto = f"goto endpoint-{number}"
+        choice = f"numgen random mod 2 vmap {{ 0 : {goto}, 1 : {goto} }}" if dice.random() < 0.5 else goto
+        lines.append(f"{dice.choice(['add', 'insert'])} rule {service} {choice}")
+        if number > 5:
+            lines.insert(3, f"flush chain {service}")
+        if number < 3:
+            lines.append(f"add element {table} service-ips {{ {key} : goto {service.split()[-1]} }}")
+            lines.append(f"add element {table} cluster-ips {{ 10.96.250.{number} }}")
+        yield "\n".join(lines)
+    yield f"delete element {table} service-ips {{ 10.96.250.1 . tcp . 80 }}"
+    name = f"{table} service-NEWNEW01-new/1/tcp/p"
+    yield f"flush chain {name}\ndelete chain {name}"
+    yield "add table ip other\nadd chain ip other c\nadd rule ip other c counter accept\ndelete table ip other"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_nftables_mode_by_what_nft_says_of_changes(
+    namespace: Namespace,
+    followed: Watching,
+    readings: list[str | None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    seed: int,
+) -> None:
+    monkeypatch.setattr(watching, "SLOW_SECONDS", 0.0)
+    namespace.sh(f"nft -f {FIXTURES / 'nftables.nft'}")
+    followed.look()
+    file = tmp_path / "changes.nft"
+    for number in range(50):  # until nft is ready to tell
+        namespace.sh(f"nft add chain ip kube-proxy ready-{number}")
+        before = len(readings)
+        followed.look()
+        if len(readings) == before:
+            break
+    readings.clear()
+    for text in nftables_changes(seed):
+        file.write_text(text + "\n")
+        namespace.sh(f"nft -f {file}")
+        assert followed.look()
+        assert whole(followed.services) == whole(live.read_services(namespace.path)), text
+    assert readings == []
+    named = followed.services.named("new/*")
+    assert [service.name for service in named] == ["0", "2"]
+    # what can't be followed is read
+    namespace.sh("nft add set ip kube-proxy affinity-X '{ type ipv4_addr; flags dynamic,timeout; timeout 1h; }'")
+    assert followed.look()
+    assert len(readings) == 1
+    namespace.sh("nft delete table ip kube-proxy")
+    assert followed.look()
+    assert whole(followed.services) == whole(live.read_services(namespace.path))
+
+
 def test_a_table_more_and_a_table_less(namespace: Namespace, followed: Watching) -> None:
     namespace.sh(f"iptables-nft-restore < {FIXTURES / 'iptables-nft.save'}")
     followed.look()
