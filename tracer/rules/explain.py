@@ -270,7 +270,7 @@ def _pruned(steps: list[Step]) -> Iterator[Step]:
     needed = set()
     for step in reversed(steps):
         kind = step.would or step.effect
-        leads = kind in ("jump", "goto") and step.effect in (kind, "depends")
+        leads = kind == "jump" and step.effect in (kind, "depends")  # goto leads away, too
         if not leads or step.number in needed or step.same_as is not None:
             needed.add(step.number)
             if step.parent is not None:

@@ -69,6 +69,7 @@ class Walker:
 
     def __init__(self) -> None:
         self.trail = Trail()
+        self.counters = False  # some rule took packets in turn
         self._lookups = Lookups()
         self._accepted: Worlds = {}
         self._active: list[str] = []
@@ -129,6 +130,7 @@ class _Chain:
         self._parent = parent
         self._returned: Worlds = {}
         self._index = 0
+        self._position = 0
         self._on: list[str] = []
 
     def walk(self, worlds: Worlds) -> Worlds:
@@ -159,7 +161,7 @@ class _Chain:
         alive = worlds
         left: Worlds = {}
         self._on = []
-        for part in rule.parts:
+        for self._position, part in enumerate(rule.parts):
             if isinstance(part, _CONDITIONS):
                 alive, failed = self._split(part, alive)
                 merge(left, failed)
@@ -189,14 +191,13 @@ class _Chain:
             share = 1.0 - condition.probability if condition.negated else condition.probability
             return by_chance(worlds, share)
         if isinstance(condition, Every):
-            share = 1.0 / condition.every if condition.every else 1.0
-            return by_chance(worlds, 1.0 - share if condition.negated else share)
+            return self._in_turn(condition, worlds)
         held: Worlds = {}
         failed: Worlds = {}
         for packet, weight in worlds.items():
             answer = self._answer(condition, packet)
             if answer is None:
-                self._uncertain(condition)
+                self._uncertain(condition_words(condition))
                 held[packet] = 0.0
                 failed[packet] = weight
             elif answer:
@@ -206,6 +207,28 @@ class _Chain:
         if isinstance(condition, Recent):
             held = self._remember(condition, held)
         return held, failed
+
+    def _in_turn(self, every: Every, worlds: Worlds) -> tuple[Worlds, Worlds]:
+        """A packet comes as likely at any turn; but for the second time at a counter, at the turn behind its first."""
+        first, again = self._at_counter(worlds)
+        share = 1.0 / every.every if every.every else 1.0
+        held, failed = by_chance(first, 1.0 - share if every.negated else share)
+        if again:
+            self._uncertain(f"whose turn it is, one of {every.every}")
+            held, failed = dict(held), dict(failed)
+            merge(held, dict.fromkeys(again, 0.0))
+            merge(failed, again)
+        return held, failed
+
+    def _at_counter(self, worlds: Worlds) -> tuple[Worlds, Worlds]:
+        """Those that come to a rule's counter for the first time, and those that were there before."""
+        entry = ("turn", self._table.family, self._table.name, self._chain.name, self._index, self._position)
+        if self._walker.counters and len(worlds) > 1:
+            self._trail.note("several rules take packets in turn: shares may differ where their turns fall together")
+        self._walker.counters = True
+        first = {packet: weight for packet, weight in worlds.items() if entry not in packet.seen}
+        again = {packet: weight for packet, weight in worlds.items() if entry in packet.seen}
+        return changed(first, lambda packet: packet._replace(seen=packet.seen | {entry})), again
 
     def _answer(self, condition: Condition, packet: Packet) -> bool | None:
         if isinstance(condition, Match):
@@ -249,8 +272,7 @@ class _Chain:
             for packet, weight in worlds.items()
         }
 
-    def _uncertain(self, condition: Condition) -> None:
-        words = condition_words(condition)
+    def _uncertain(self, words: str) -> None:
         if words not in self._on:
             self._on.append(words)
 
@@ -337,8 +359,11 @@ class _Chain:
         """vmap: the verdict of the packet's element; without one, the next rule comes."""
         left: Worlds = {}
         going: Worlds = {}
+        again: Worlds = {}
+        if lookup.mode == "inc" and lookup.modulus > 1:
+            worlds, again = self._at_counter(worlds)
         verdicts: dict[tuple[Verdict, str | None], Worlds] = {}
-        for packet, weight in worlds.items():
+        for packet, weight in [*worlds.items(), *((packet, 0.0) for packet in again)]:
             for element, share in translation.chosen(lookup, packet, self._place, self._table, self._walker._lookups):
                 if share == 0.0 and lookup.keys != ("numgen",):
                     self._on = [f"{' . '.join(lookup.keys)} vmap @{lookup.map}" if lookup.map else rule.text]
@@ -346,6 +371,9 @@ class _Chain:
                     left[packet] = left.get(packet, 0.0) + weight * share
                 else:
                     merge(verdicts.setdefault((element.data, element.comment), {}), {packet: weight * share})
+        if again:
+            self._uncertain(f"whose turn it is, one of {lookup.modulus}")
+            merge(left, again)
         shorten = shortened_map(rule.text) if len(verdicts) > 1 else None
         for (verdict, comment), taken in verdicts.items():
             before = len(self._trail.steps)

@@ -84,6 +84,11 @@ class TestJumps:
         )
         assert told.verdict == "drop"
 
+    def test_a_goto_that_leads_away_is_a_step(self) -> None:
+        """Although nothing happens where it leads: the rest of the chain is not met."""
+        told = ask(save(FILTER + ":A - [0:0]\n-A OUTPUT -g A\n-A OUTPUT -j DROP"))
+        assert (told.verdict, path(told)) == ("untouched", ["OUTPUT 1 goto"])
+
     def test_jumps_in_vain_are_no_steps(self) -> None:
         told = ask(save(FILTER + ":A - [0:0]\n:B - [0:0]\n-A OUTPUT -j A\n-A A -j B\n-A B -p udp -j DROP"))
         assert told.steps == ()
@@ -389,6 +394,27 @@ class TestChance:
             "-A OUTPUT -p tcp -j DNAT --to-destination 10.0.0.3:80"
         )
         assert shares(ask(save(nat))) == {"10.0.0.1:80": 0.25, "10.0.0.2:80": 0.25, "10.0.0.3:80": 0.5}
+
+    def test_the_same_counter_twice_is_not_chance(self) -> None:
+        """A packet that took its turn comes at the next one then, and not at any."""
+        rule = "-A A -m statistic --mode nth --every 2 --packet 0 -j MARK --or-mark 0x1"
+        rules = (
+            MANGLE
+            + f":A - [0:0]\n{rule}\n-A OUTPUT -j A\n-A POSTROUTING -j A\n-A POSTROUTING -m mark ! --mark 0x0 -j DROP"
+        )
+        told = ask(save(rules))
+        assert [(step.hook, step.on) for step in told.depends] == [("postrouting", ("whose turn it is, one of 2",))]
+        assert "several rules take packets in turn" in told.notes[0]
+
+    def test_turns_one_behind_the_other_are_shares(self) -> None:
+        nat = NAT + "".join(
+            f"-A OUTPUT -p tcp -m statistic --mode nth --every {left} --packet 0 -j DNAT "
+            f"--to-destination 10.0.0.{left}:80\n"
+            for left in (3, 2, 1)
+        )
+        told = ask(save(nat))
+        assert shares(told) == {f"10.0.0.{number}:80": 0.333333 for number in (3, 2, 1)}
+        assert (told.notes, told.depends) == ((), ())
 
     def test_what_is_not_translated_is_told(self) -> None:
         nat = (
