@@ -13,9 +13,11 @@ from __future__ import annotations
 import contextlib
 import time
 
+from tracer import netns
+from tracer.rules import nfnetlink
 from tracer.rules.changes import State, state
 from tracer.rules.live import read_rules
-from tracer.rules.model import Origin, RuleSet, Table
+from tracer.rules.model import RuleSet
 from tracer.rules.nfevents import Events
 from tracer.rules.nftmonitor import Monitor
 from tracer.rules.partial import KUBE_PROXY, Partial
@@ -26,7 +28,6 @@ SETTLE_SECONDS = 0.05  # kube-proxy changes several tables one after another: re
 IMPATIENT_SECONDS = 0.5  # but wait no longer than this
 LEGACY_SECONDS = 1.0  # between two readings of legacy tables whose state is the same
 LEGACY_SHARE = 2.0  # and at least so many times what reading took
-SLOW_SECONDS = 0.5  # of a first reading: from here on, an nft that waits for changes is worth its memory
 
 
 class Watching:
@@ -56,11 +57,11 @@ class Watching:
         now = self._settled(now)
         rules = self._partly(now)
         if rules is None:
+            self._begin_to_monitor()  # nft gets ready for that while another nft prints all
             began = time.monotonic()
             rules = read_rules(self._path)
             self._read = time.monotonic()
             self._took = self._read - began
-            self._begin_to_monitor(rules)
         self._rules, self._state = rules, now
         return self._refreshing.update(rules)
 
@@ -86,12 +87,13 @@ class Watching:
         lines = None if self._monitor is None else self._monitor.take(before.generation or 0, now.generation)
         return self._partial.read_again(self._rules, touched, lines)
 
-    def _begin_to_monitor(self, rules: RuleSet) -> None:
-        """Where nft takes long to print kube-proxy's table, have it print changes."""
-        slow = self._took > SLOW_SECONDS
-        if self._monitor is None and slow and any(_is_nftables_mode(table) for table in rules.tables):
+    def _begin_to_monitor(self) -> None:
+        """Have nft print changes, where there is a table in nftables mode: it takes long to print a large one."""
+        if self._monitor is None:
             with contextlib.suppress(OSError):
-                self._monitor = Monitor(self._path)
+                tables = netns.run_in(self._path, nfnetlink.tables)
+                if any(name == KUBE_PROXY for _, name in tables):
+                    self._monitor = Monitor(self._path)
 
     def _may_hide(self, now: State) -> bool:
         """Whether there may be changes that do not show, and it is time to see."""
@@ -109,7 +111,3 @@ class Watching:
             if before == now:
                 break
         return now
-
-
-def _is_nftables_mode(table: Table) -> bool:
-    return table.origin is Origin.NFTABLES and table.name == KUBE_PROXY

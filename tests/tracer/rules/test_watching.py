@@ -129,11 +129,9 @@ def test_nftables_mode_by_what_nft_says_of_changes(
     namespace: Namespace,
     followed: Watching,
     readings: list[str | None],
-    monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     seed: int,
 ) -> None:
-    monkeypatch.setattr(watching, "SLOW_SECONDS", 0.0)
     namespace.sh(f"nft -f {FIXTURES / 'nftables.nft'}")
     followed.look()
     file = tmp_path / "changes.nft"
