@@ -29,7 +29,7 @@ CLIENT_SIDE, SERVER_SIDE = {4: "10.0.1.1", 6: "fd00:1::1"}, {4: "10.0.2.1", 6: "
 SIDES = {"client": "client", "server": "server"}  # each with its device of the router
 _QUIET = 0.05  # seconds without a packet, after which none is under way
 _SO_RCVBUFFORCE = 33
-_LOWEST_PORT = 1024
+_LOWEST_PORT, _HIGHEST_PORT = 32768, 60999  # those that the kernel gives to processes (net.ipv4.ip_local_port_range)
 
 
 class Flow(NamedTuple):
@@ -92,7 +92,7 @@ class World:
         return [self._end(number) for number in numbers]
 
     def flush(self) -> None:
-        """Forget all flows: source ports are used again after 60,000 of them, and rules change."""
+        """Forget all flows: source ports are used again after 28,232 of them, and rules change."""
         self.router.sh("conntrack -F 2>&1")
 
     def close(self) -> None:
@@ -218,7 +218,7 @@ def _connect(router: Namespace, number: int, device: str, mac: bytes, default: b
 
 
 def _source_port(number: int) -> int:
-    return _LOWEST_PORT + number % (65536 - _LOWEST_PORT)
+    return _LOWEST_PORT + number % (_HIGHEST_PORT + 1 - _LOWEST_PORT)
 
 
 def _mac(device: str) -> bytes:

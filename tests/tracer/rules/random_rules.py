@@ -292,7 +292,8 @@ class _Maker:
             service = self.random.choice(served) if served else None
             if service is not None:
                 ip = self.random.choice([service.ip or CLIENT_SIDE[self.family], *(ip for ip, _ in service.endpoints)])
-                return [Rule((Condition("destination", ip), self.condition(("chance", "source"))), _DROP)]
+                which = self.random.choice(("destination", "original"))
+                return [Rule((Condition(which, ip), self.condition(("chance", "source"))), _DROP)]
         return []
 
     def noise_rule(self, table: Table, after: int = -1, hooks: tuple[str, ...] = ()) -> Rule:

@@ -34,8 +34,8 @@ FLOWS = 16  # kinds of flows through each of them
 REPEATS = 20  # of each kind, all shuffled
 MANY = 300  # of the kinds with several outcomes, up to
 MOST_MANY = 2
-# A run compares at most len(VARIANTS) * RULE_SETS * 2 * FLOWS = 1,536 kinds of flows with their shares: of 10^6 runs of a
-# right prediction, less than one fails
+# A run compares at most len(VARIANTS) * RULE_SETS * 2 * FLOWS = 1,536 kinds of flows with their shares: of 10^6 runs of
+# a right prediction, less than one fails
 UNLIKELY = 1e-6 / 1_536
 KINDS = {"drop": "dropped", "reject": "rejected"}
 

@@ -45,7 +45,7 @@ TRANSLATIONS = {
         "meta l4proto udp dnat to numgen random mod 2 map { 0 : 10.0.2.11 . 8000, 1 : 10.0.2.12 . 8001 }"
     ),
     "address by chance, one port": nft(
-        "meta l4proto udp dnat to numgen random mod 3 map { 0-1 : 10.0.2.11, 2 : 10.0.2.12 }:8000"
+        "meta l4proto udp dnat to numgen random mod 8 map { 0-6 : 10.0.2.11, 7 : 10.0.2.12 }:8000"
     ),
     "address and port of a map": nft("dnat to ip daddr . udp dport map { 10.96.0.1 . 80 : 10.0.2.11 . 8000 }"),
     "not in the map": nft("dnat to ip daddr . udp dport map { 10.96.0.1 . 81 : 10.0.2.11 . 8000 }"),
