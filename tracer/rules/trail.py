@@ -76,6 +76,7 @@ class Trail:
         self.visited: list[Visited] = []
         self.notes: dict[str, None] = {}
         self.affinity: int | None = None
+        self.counters = False  # some rule took packets in turn
 
     def record(
         self,

@@ -16,13 +16,11 @@ from dataclasses import dataclass
 
 from tracer.errors import K8snetError
 from tracer.rules import translation
-from tracer.rules.condition_words import condition_words
-from tracer.rules.conditions import ABSENT, fields, holds, recent_entry, recent_holds
+from tracer.rules.conditions import ABSENT, fields
 from tracer.rules.lookups import Lookups, entry_of
 from tracer.rules.model import (
     Chain,
     Chance,
-    Condition,
     Every,
     Lookup,
     Match,
@@ -40,9 +38,10 @@ from tracer.rules.model import (
 )
 from tracer.rules.packet import Packet, Place
 from tracer.rules.refusals import candidates
+from tracer.rules.sieve import Sieve
 from tracer.rules.statements import change_other, rejects, set_mark, shortened_map
 from tracer.rules.trail import Ended, Step, Trail, Visited
-from tracer.rules.worlds import Worlds, by_chance, changed, merge, scaled
+from tracer.rules.worlds import Worlds, changed, merge, scaled
 
 MOST_WORLDS = 20_000
 _DEEPEST = 16  # jumps and gotos in nf_tables (include/net/netfilter/nf_tables.h, NFT_JUMP_STACK_SIZE)
@@ -69,7 +68,6 @@ class Walker:
 
     def __init__(self) -> None:
         self.trail = Trail()
-        self.counters = False  # some rule took packets in turn
         self._lookups = Lookups()
         self._accepted: Worlds = {}
         self._active: list[str] = []
@@ -129,9 +127,9 @@ class _Chain:
         self._chain = chain
         self._parent = parent
         self._returned: Worlds = {}
-        self._index = 0
-        self._position = 0
-        self._on: list[str] = []
+        base = table.chains.get(walker._active[0])
+        self._in_nat = base is not None and base.hook is not None and base.hook.type == "nat"
+        self._sieve = Sieve(walker.trail, walker._lookups, place, table, chain.name, self._in_nat)
 
     def walk(self, worlds: Worlds) -> Worlds:
         """The packets that come back: by return, by a goto's chain, or at the end."""
@@ -139,7 +137,7 @@ class _Chain:
         took = []
         met = len(rules)
         for index in candidates(self._table, self._chain, self._place.flow, worlds):
-            self._index = index
+            self._sieve.begin(index)
             taken, worlds = self._apply(rules[index], worlds)
             if taken:
                 took.append(index)
@@ -160,10 +158,9 @@ class _Chain:
         """Whether the rule took any packets, and those that the next one sees."""
         alive = worlds
         left: Worlds = {}
-        self._on = []
-        for self._position, part in enumerate(rule.parts):
+        for self._sieve.position, part in enumerate(rule.parts):
             if isinstance(part, _CONDITIONS):
-                alive, failed = self._split(part, alive)
+                alive, failed = self._sieve.split(part, alive)
                 merge(left, failed)
             else:
                 alive, failed = self._act(part, rule, alive)
@@ -172,7 +169,7 @@ class _Chain:
                     return True, left
             if not alive:
                 return False, left
-        if self._on and rule.parts and isinstance(rule.parts[-1], Unknown):
+        if self._sieve.on and rule.parts and isinstance(rule.parts[-1], Unknown):
             self._statement_unknown(rule, alive)
         if not left:
             return True, alive
@@ -184,97 +181,6 @@ class _Chain:
         if self._table.origin is Origin.NFTABLES:
             step = self._record(rule, "unknown", worlds)
             self._trail.end("drop", dict.fromkeys(worlds, 0.0), step)
-
-    def _split(self, condition: Condition, worlds: Worlds) -> tuple[Worlds, Worlds]:
-        """Those for which the condition holds, and those for which it does not."""
-        if isinstance(condition, Chance):
-            share = 1.0 - condition.probability if condition.negated else condition.probability
-            return by_chance(worlds, share)
-        if isinstance(condition, Every):
-            return self._in_turn(condition, worlds)
-        held: Worlds = {}
-        failed: Worlds = {}
-        for packet, weight in worlds.items():
-            answer = self._answer(condition, packet)
-            if answer is None:
-                self._uncertain(condition_words(condition))
-                held[packet] = 0.0
-                failed[packet] = weight
-            elif answer:
-                held[packet] = weight
-            else:
-                failed[packet] = weight
-        if isinstance(condition, Recent):
-            held = self._remember(condition, held)
-        return held, failed
-
-    def _in_turn(self, every: Every, worlds: Worlds) -> tuple[Worlds, Worlds]:
-        """A packet comes as likely at any turn; but for the second time at a counter, at the turn behind its first."""
-        first, again = self._at_counter(worlds)
-        share = 1.0 / every.every if every.every else 1.0
-        held, failed = by_chance(first, 1.0 - share if every.negated else share)
-        if again:
-            self._uncertain(f"whose turn it is, one of {every.every}")
-            held, failed = dict(held), dict(failed)
-            merge(held, dict.fromkeys(again, 0.0))
-            merge(failed, again)
-        return held, failed
-
-    def _at_counter(self, worlds: Worlds) -> tuple[Worlds, Worlds]:
-        """Those that come to a rule's counter for the first time, and those that were there before."""
-        entry = ("turn", self._table.family, self._table.name, self._chain.name, self._index, self._position)
-        if self._walker.counters and len(worlds) > 1:
-            self._trail.note("several rules take packets in turn: shares may differ where their turns fall together")
-        self._walker.counters = True
-        first = {packet: weight for packet, weight in worlds.items() if entry not in packet.seen}
-        again = {packet: weight for packet, weight in worlds.items() if entry in packet.seen}
-        return changed(first, lambda packet: packet._replace(seen=packet.seen | {entry})), again
-
-    def _answer(self, condition: Condition, packet: Packet) -> bool | None:
-        if isinstance(condition, Match):
-            if condition.set is None:
-                return holds(condition, packet, self._place)
-            return self._in_set(condition, packet)
-        if isinstance(condition, Recent):
-            if condition.action in ("rcheck", "update") and not condition.negated:
-                self._sticks(condition.seconds)
-            return recent_holds(condition, packet)
-        return None
-
-    def _in_set(self, match: Match, packet: Packet) -> bool | None:
-        actuals = fields(match.keys, packet, self._place)
-        if ABSENT in actuals:
-            return False
-        name = match.set or ""
-        found = self._walker._lookups.find(self._table, name, actuals, packet)
-        known = self._table.sets.get(name)
-        if known is not None and "dynamic" in known.flags and known.timeout and "saddr" in match.keys[0]:
-            self._sticks(known.timeout)
-        if found.unknown:
-            return None
-        return (found.element is not None) is not match.negated
-
-    def _sticks(self, seconds: int) -> None:
-        """The rule asks whether the client was seen lately: in a nat chain, that is session affinity."""
-        if self._chain_is_nat() and seconds and self._trail.affinity is None:
-            self._trail.affinity = seconds
-
-    def _chain_is_nat(self) -> bool:
-        base = self._table.chains.get(self._walker._active[0])
-        return base is not None and base.hook is not None and base.hook.type == "nat"
-
-    def _remember(self, recent: Recent, worlds: Worlds) -> Worlds:
-        """`--set` and `--update` put the packet into the list."""
-        if recent.action not in ("set", "update"):
-            return worlds
-        return {
-            packet._replace(seen=packet.seen | {recent_entry(recent, packet)}): weight
-            for packet, weight in worlds.items()
-        }
-
-    def _uncertain(self, words: str) -> None:
-        if words not in self._on:
-            self._on.append(words)
 
     def _act(self, part: Part, rule: Rule, worlds: Worlds) -> tuple[Worlds, Worlds]:
         """Those that the statement lets go on within the rule, and those that the next rule sees."""
@@ -318,7 +224,7 @@ class _Chain:
 
     def _accept(self, worlds: Worlds) -> None:
         """The packets leave this base chain; the next one still sees them."""
-        if not self._chain_is_nat():
+        if not self._in_nat:
             worlds = changed(worlds, lambda packet: packet._replace(accepted=True))
         self._walker._accept(worlds)
 
@@ -361,18 +267,18 @@ class _Chain:
         going: Worlds = {}
         again: Worlds = {}
         if lookup.mode == "inc" and lookup.modulus > 1:
-            worlds, again = self._at_counter(worlds)
+            worlds, again = self._sieve.at_counter(worlds)
         verdicts: dict[tuple[Verdict, str | None], Worlds] = {}
         for packet, weight in [*worlds.items(), *((packet, 0.0) for packet in again)]:
             for element, share in translation.chosen(lookup, packet, self._place, self._table, self._walker._lookups):
                 if share == 0.0 and lookup.keys != ("numgen",):
-                    self._on = [f"{' . '.join(lookup.keys)} vmap @{lookup.map}" if lookup.map else rule.text]
+                    self._sieve.on = [f"{' . '.join(lookup.keys)} vmap @{lookup.map}" if lookup.map else rule.text]
                 if element is None or not isinstance(element.data, Verdict):
                     left[packet] = left.get(packet, 0.0) + weight * share
                 else:
                     merge(verdicts.setdefault((element.data, element.comment), {}), {packet: weight * share})
         if again:
-            self._uncertain(f"whose turn it is, one of {lookup.modulus}")
+            self._sieve.uncertain(f"whose turn it is, one of {lookup.modulus}")
             merge(left, again)
         shorten = shortened_map(rule.text) if len(verdicts) > 1 else None
         for (verdict, comment), taken in verdicts.items():
@@ -390,7 +296,7 @@ class _Chain:
         """The packets get new addresses, and leave the base chain."""
         left: Worlds = {}
         done: Worlds = {}
-        if not self._chain_is_nat():
+        if not self._in_nat:
             return worlds, {}
         number = len(self._trail.steps)
         destination = translation.changes_destination(nat, self._place)
@@ -438,9 +344,16 @@ class _Chain:
 
     def _record(self, rule: Rule, effect: str, worlds: Worlds, target: str | None = None) -> Step:
         step = self._trail.record(
-            self._place, self._table, self._chain.name, self._index, rule, effect, sum(worlds.values()), self._parent
+            self._place,
+            self._table,
+            self._chain.name,
+            self._sieve.index,
+            rule,
+            effect,
+            sum(worlds.values()),
+            self._parent,
         )
         step.target = target
-        if self._on and not any(worlds.values()):
-            step.effect, step.would, step.on = "depends", effect, tuple(self._on)
+        if self._sieve.on and not any(worlds.values()):
+            step.effect, step.would, step.on = "depends", effect, tuple(self._sieve.on)
         return step
