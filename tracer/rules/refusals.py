@@ -11,12 +11,13 @@ that what it finds stands neither in quotes nor behind a `!`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import Any
 
 from tracer.rules.model import Chain, Origin, Table, address_number, address_text
 from tracer.rules.packet import Flow, Packet
 
+_NONE: frozenset[int] = frozenset()
 _SHORT = 8  # rules: fewer are as quickly read
 _BYTE = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
 _BEGINNING = re.compile(
@@ -42,7 +43,7 @@ def candidates(table: Table, chain: Chain, flow: Flow, packets: Iterable[Packet]
 def _left(raw: list[Any], flow: Flow, addresses: set[int], ports: set[int]) -> list[int]:
     texts = {address_text(address, flow.family) for address in addresses}
     protocol = flow.protocol
-    port_texts = set(map(str, ports))
+    numbers = {protocol: ports}
     match = _BEGINNING.match
     left = []
     for index, line in enumerate(raw):
@@ -52,7 +53,7 @@ def _left(raw: list[Any], flow: Flow, addresses: set[int], ports: set[int]) -> l
             if (
                 (ip is not None and ip not in texts)
                 or (spoken is not None and spoken != protocol)
-                or (module is not None and (module != protocol or _other_port(port, port_texts, ports)))
+                or (module is not None and _other_port(port, numbers.get(module, _NONE)))
                 or (ip6 is not None and ip6 not in texts and _other_address(ip6, addresses))
             ):
                 continue
@@ -60,8 +61,10 @@ def _left(raw: list[Any], flow: Flow, addresses: set[int], ports: set[int]) -> l
     return left
 
 
-def _other_port(text: str, texts: set[str], ports: set[int]) -> bool:
-    return text not in texts and int(text) <= 0xFFFF and int(text) not in ports
+def _other_port(text: str, ports: Set[int]) -> bool:
+    """Whether it is a port, and none of these: beyond 65535 it is something that we do not understand."""
+    number = int(text)
+    return number <= 0xFFFF and number not in ports
 
 
 def _other_address(text: str, addresses: set[int]) -> bool:

@@ -75,15 +75,8 @@ class Sieve:
 
     def at_counter(self, worlds: Worlds) -> tuple[Worlds, Worlds]:
         """Those that come to a rule's counter for the first time, and those that were there before."""
-        entry = (
-            "turn",
-            self._table.origin,
-            self._table.family,
-            self._table.name,
-            self._chain,
-            self.index,
-            self.position,
-        )
+        table = self._table
+        entry = ("turn", table.origin, table.family, table.name, self._chain, self.index, self.position)
         if self._trail.counters and len(worlds) > 1:
             self._trail.note("several rules take packets in turn: shares may differ where their turns fall together")
         self._trail.counters = True

@@ -67,7 +67,7 @@ def lines(draw: st.DrawFn) -> str:
     return " ".join([*parts, draw(st.sampled_from(["-j DROP", "-j ACCEPT", "-j LOG", "-j RETURN", "-g B", "-j B"]))])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(lines(), min_size=8, max_size=30))
 def test_quick_and_slow_walks_are_equal(texts: list[str]) -> None:
     body = "".join(f"-A OUTPUT {text}\n" for text in texts)
@@ -95,6 +95,7 @@ def test_also_for_rules_of_all_kinds(texts: list[str]) -> None:
         ("-p tcp -m tcp --dport 81 -j DROP", False),
         ("-p tcp -m tcp --dport 80 -j DROP", True),
         ("-p tcp -m tcp --dport 80:90 -j DROP", True),
+        ("-m udp --dport 99999 -j DROP", True),
         ('-p tcp -m comment --comment "ns/name:port" -m tcp --dport 30000 -j DROP', False),
         ('-p tcp -m comment --comment "a \\" b" -m tcp --dport 30000 -j DROP', True),
         ('-m comment --comment "-d 10.96.0.2/32 " -j DROP', True),
