@@ -366,7 +366,7 @@ class TestShortWay:
             lines[at : at + replace] = [line]
         _same("\n".join(lines) + "\n" * end)
 
-    @settings(deadline=None)
+    @settings(deadline=None, max_examples=30)
     @given(st.integers(min_value=0), st.binary(max_size=8))
     def test_damaged_file(self, at: int, damage: bytes) -> None:
         data = (FIXTURES / "iptables-legacy.save").read_bytes()
