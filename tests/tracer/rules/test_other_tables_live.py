@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +18,7 @@ KINDS = {"drop": "dropped", "reject": "rejected"}
 DROPPED, REJECTED = "dropped", "rejected"
 # protocol, via, source, destination, port, and what becomes of it: DROPPED, REJECTED, or where it is delivered and the
 # source that it has there
-Case = tuple[str, str, str | None, str, int, str | tuple[str, int, str]]
+Case = tuple[str, str, str, str, int, str | tuple[str, int, str]]
 DOCKER_CASES: list[Case] = [
     ("TCP", "outside", "10.0.1.7", "10.0.1.1", 8080, ("10.0.2.5", 80, "10.0.1.7")),  # published
     ("TCP", "outside", "10.0.1.66", "10.0.1.1", 8080, DROPPED),  # but not for this one: DOCKER-USER
@@ -111,20 +113,28 @@ def test_what_they_do(name: str, tmp_path: Path) -> None:
 @pytest.mark.root
 @pytest.mark.parametrize("name", TABLES)
 def test_what_explain_says_they_do(name: str, tmp_path: Path) -> None:
-    """By the command, of the live namespace."""
+    """By the command, of the live namespace; once for each source and family."""
     with world(sides=DEVICES, default="outside") as net:
-        for protocol, via, source, ip, port, expected in load(net, name, tmp_path):
-            asked = f"{endpoint_text(ip, port)}/{protocol.lower()}"
-            done = command.run("explain", asked, "--source", source or "", "--netns", net.router.path, "-o", "json")
+        by_source: dict[str, list[Case]] = defaultdict(list)
+        for case in load(net, name, tmp_path):
+            by_source[case[2]].append(case)
+        for source, cases in by_source.items():
+            asked = [f"{endpoint_text(ip, port)}/{protocol.lower()}" for protocol, _, _, ip, port, _ in cases]
+            done = command.run("explain", *asked, "--source", source, "--netns", net.router.path, "-o", "json")
             assert (done.returncode, done.stderr) == (0, "")
-            told = json.loads(done.stdout)
-            (outcome,) = told["outcomes"]
-            story = (asked, source, outcome, told["depends"])
-            if isinstance(expected, str):
-                assert KINDS[outcome["verdict"]] == expected, story
-                continue
-            assert outcome["verdict"] == ("dnat" if (ip, port) != expected[:2] else outcome["verdict"]), story
-            assert (outcome["ip"], outcome["port"]) == expected[:2], story
-            if via != "router":  # whose address it is that others are masqueraded with
-                assert outcome["masquerade"] is (source != expected[2]), story
-            assert outcome["probability"] == 1.0
+            for case, line in zip(cases, done.stdout.splitlines(), strict=True):
+                compare(case, json.loads(line))
+
+
+def compare(case: Case, told: dict[str, Any]) -> None:
+    _, via, source, ip, port, expected = case
+    (outcome,) = told["outcomes"]
+    story = (case, outcome, told["depends"])
+    if isinstance(expected, str):
+        assert KINDS[outcome["verdict"]] == expected, story
+        return
+    assert (outcome["ip"], outcome["port"]) == expected[:2], story
+    assert (outcome["verdict"] == "dnat") is ((ip, port) != expected[:2]), story
+    if via != "router":  # whose address it is that others are masqueraded with
+        assert outcome["masquerade"] is (source != expected[2]), story
+    assert outcome["probability"] == 1.0, story
