@@ -112,18 +112,24 @@ def _entries(rules: Rules, table: Table) -> Iterator[_Entry]:
     family = FAMILIES[table.family]
     for index, line in enumerate(rules.raw):
         match = _ENTRY.match(line)
-        if match is None:
+        try:
+            entry = _slow_entry(rules[index], table) if match is None else _quick_entry(match, family)
+        except ValueError:  # what stands where the address should is none
             entry = _slow_entry(rules[index], table)
-            if entry is not None:
-                yield entry
-            continue
-        ip, protocol, comment, port, target = match.groups()
-        words = _COMMENT.fullmatch(comment)
-        if words is not None:
-            name = Name(family, words[1], words[2], words[3] or "", protocol.upper())
-            kind = _TARGETS.get(target)
-            verdict = Verdict(kind) if kind else Verdict("jump", target)
-            yield _Entry(name, words[4] or "", ip if family == 4 or ip is None else canonical(ip), int(port), verdict)
+        if entry is not None:
+            yield entry
+
+
+def _quick_entry(match: re.Match[str], family: int) -> _Entry | None:
+    """The entry of a line as kube-proxy writes it; None when its comment names no Service. Raises ValueError."""
+    ip, protocol, comment, port, target = match.groups()
+    words = _COMMENT.fullmatch(comment)
+    if words is None:
+        return None
+    name = Name(family, words[1], words[2], words[3] or "", protocol.upper())
+    kind = _TARGETS.get(target)
+    verdict = Verdict(kind) if kind else Verdict("jump", target)
+    return _Entry(name, words[4] or "", None if ip is None else canonical(ip), int(port), verdict)
 
 
 def _slow_entry(rule: Rule, table: Table) -> _Entry | None:

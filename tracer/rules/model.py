@@ -313,7 +313,7 @@ def address_text(number: int, family: str) -> str:
 
 def canonical(ip: str) -> str:
     """An address as inet_ntop(3) writes it, whichever way it was written. Raises ValueError for anything else."""
-    return address_text(address_number(ip), "ip6") if ":" in ip else ip
+    return address_text(address_number(ip), "ip6" if ":" in ip else "ip")
 
 
 def prefix(text: str) -> Interval:

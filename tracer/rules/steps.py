@@ -45,6 +45,8 @@ class Step(NamedTuple):
     modulus: int = 1
 
 
+MAX_PORT = 65535
+
 SKIP = Step()  # it does not matter here
 
 
@@ -158,6 +160,9 @@ def quick_json_step(rule: dict[str, Any]) -> Step | None:
     return None
 
 
-def _dnat(address: str, port: str) -> Step:
-    ip = canonical(address[1:-1]) if address.startswith("[") else address
-    return Step(1.0, (), (ip, int(port)))
+def _dnat(address: str, port: str) -> Step | None:
+    """None where that is no address or no port: whoever reads the rule in full says what it is."""
+    try:
+        return Step(1.0, (), (canonical(address.strip("[]")), int(port))) if int(port) <= MAX_PORT else None
+    except ValueError:
+        return None

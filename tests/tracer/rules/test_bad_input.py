@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 import time
@@ -150,3 +151,28 @@ def test_chains_that_lead_nowhere(rules: str) -> None:
     read = use(f"*nat\n:KUBE-SERVICES - [0:0]\n{rules}\nCOMMIT\n")
     assert read is not None
     assert service_map(read).services == []
+
+
+@pytest.mark.parametrize(
+    ("good", "bad"),
+    [
+        ("--to-destination 10.244.1.164:8000", "--to-destination 910.244.1.164:8000"),
+        ("--to-destination 10.244.1.164:8000", "--to-destination 10.244.1.164:88000"),
+        ("-d 10.96.144.53/32 -p udp", "-d 10.96.144.530/32 -p udp"),
+    ],
+)
+def test_a_number_too_long(good: str, bad: str) -> None:
+    """What only looks like an address or a port is nobody's, and no error either: the rule is kept with its words."""
+    text = (FIXTURES / "iptables-legacy.save").read_text()
+    assert good in text
+    rules = use(text.replace(good, bad))
+    assert rules is not None
+    for port in service_map(rules).services:
+        for one in (*port.addresses, *port.endpoints):
+            assert one.port <= 65535
+            assert one.ip is None or ipaddress.ip_address(one.ip)
+
+
+def test_an_ipv6_number_too_long() -> None:
+    text = (FIXTURES / "ip6tables-legacy.save").read_text()
+    assert use(text.replace("fd00:", "0fd00:")) is not None
