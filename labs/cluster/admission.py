@@ -1,228 +1,190 @@
-"""What the API server adds to an object before it stores it: defaults, ClusterIPs, node ports.
+"""What the API server does to an object before it stores it: completes it, checks it, gives it addresses and ports.
 
-Stands for the defaulting functions (pkg/apis/core/v1/defaults.go), the ServiceAccount admission plugin as far as pods
-need it, and the Service registry's allocation of addresses and ports (pkg/registry/core/service). Left out: validation,
-quotas, and repair of allocations; a manifest that asks for an address or port in use is refused.
+Stands for the registry's strategies (pkg/registry/*/strategy.go: PrepareForCreate, Validate, PrepareForUpdate,
+ValidateUpdate) and the NamespaceLifecycle admission plugin. Left out: quotas, limits, webhooks, Pod Security.
+
+What belongs here: the order of these steps, and what an update takes over from the object that it replaces. What does
+not: the steps themselves (`labs.cluster.defaults`, `labs.cluster.validation`, `labs.cluster.allocation`).
 """
 
 from __future__ import annotations
 
 import copy
-import ipaddress
 import random
-from collections.abc import Iterable
-from typing import Any
 
+from labs.cluster.allocation import NODE_PORTS, allocate
+from labs.cluster.defaults import admit_pod, complete, first_status, qos_class
+from labs.cluster.fielderrors import Invalid
 from labs.cluster.options import AddressPlan
 from labs.cluster.resources import NAMESPACES, SERVICES, Object, Resource, by_kind
 from labs.cluster.store import Store
+from labs.cluster.validation import validate
 from tracer.errors import K8snetError
 
-NODE_PORTS = range(30000, 32768)
-# The lower part of the range is left to addresses that are asked for by name (KEP-3070).
-STATIC_BAND = 256
+__all__ = ["NODE_PORTS", "Forbidden", "Invalid", "NoNamespace", "NoSuchKind", "admit", "prepare", "qos_class"]
+
+# No vowels and no 0, 1, 3: no words by accident (k8s.io/apimachinery/pkg/util/rand).
+ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
+GENERATED_LENGTH = 63 - 5
+# Metadata that is the server's: what a client sends of it does not count.
+SERVER_METADATA = ("uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink")
+APPLIED = "managedFields"
 
 
-class Invalid(K8snetError):
-    """The object can't be stored; the message says which field, as the API would."""
+class NoSuchKind(K8snetError):
+    """No kind of that name is served."""
 
 
-def admit(store: Store, plan: AddressPlan, item: Object) -> Object:
-    """Store a new object with all that the API server would add to it. Raises Invalid or AlreadyExists."""
+class NoNamespace(K8snetError):
+    """The object's namespace is not there; `name` is its name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f'namespaces "{name}" not found')
+        self.name = name
+
+
+class Forbidden(K8snetError):
+    """The state of the cluster does not allow it; `causes` are for machines."""
+
+    def __init__(self, message: str, causes: list[Object] | None = None) -> None:
+        super().__init__(message)
+        self.causes = causes or []
+
+
+def admit(store: Store, plan: AddressPlan, item: Object, *, dry_run: bool = False) -> Object:
+    """Store a new object with all that the API server would add to it.
+
+    Raises NoSuchKind, NoNamespace, Forbidden, Invalid or AlreadyExists.
+    """
     resource, item = prepare(plan, item)
-    namespace = item["metadata"].get("namespace")
-    if resource.namespaced and store.find(NAMESPACES, "", str(namespace)) is None:
-        raise Invalid(f'namespaces "{namespace}" not found')
+    if resource.namespaced:
+        _require_namespace(store, resource, item)
     if resource == SERVICES:
-        _allocate(item, store.list(SERVICES), plan)
-    return store.create(resource, item)
+        allocate(item, store.list(SERVICES), plan)
+    return store.create(resource, item, dry_run=dry_run)
 
 
 def prepare(plan: AddressPlan, item: Object) -> tuple[Resource, Object]:
-    """An object with defaults, and its resource. Raises Invalid when it is no object of a kind that is known."""
+    """A new object as it may be stored, and its resource. Raises NoSuchKind or Invalid."""
     resource = by_kind(str(item.get("apiVersion")), str(item.get("kind")))
     if resource is None:
-        raise Invalid(f'no matches for kind "{item.get("kind")}" in version "{item.get("apiVersion")}"')
+        raise NoSuchKind(f'no matches for kind "{item.get("kind")}" in version "{item.get("apiVersion")}"')
     item = copy.deepcopy(item)
-    metadata = item.setdefault("metadata", {})
-    if not metadata.get("name"):
-        raise Invalid(f"{resource.kind}: metadata.name: Required value")
+    metadata = item["metadata"] = item.get("metadata") or {}
+    for field in (*SERVER_METADATA, "resourceVersion"):
+        metadata.pop(field, None)
+    if item.get("spec", {}) is None:
+        del item["spec"]
+    if not metadata.get("name") and metadata.get("generateName"):
+        metadata["name"] = metadata["generateName"][:GENERATED_LENGTH] + random_suffix()
     if resource.namespaced:
         metadata.setdefault("namespace", "default")
     else:
         metadata.pop("namespace", None)
-    match resource.kind:
-        case "Namespace":
-            metadata.setdefault("labels", {})["kubernetes.io/metadata.name"] = metadata["name"]
-            item["spec"] = {"finalizers": ["kubernetes"]}
-            item["status"] = {"phase": "Active"}
-        case "Pod":
-            default_pod_spec(item.setdefault("spec", {}))
-            item["status"] = {"phase": "Pending", "qosClass": qos_class(item["spec"])}
-        case "Deployment" | "ReplicaSet" | "DaemonSet":
-            _default_workload(resource, item)
-        case "Service":
-            _default_service(item, plan)
+    complete(item, plan)
+    validate(resource, item, plan)
+    if resource.kind == "Pod":
+        admit_pod(item)
+    first_status(item)
     return resource, item
 
 
-def default_pod_spec(spec: Object) -> None:
-    """Fill in what a pod's spec leaves open (SetDefaults_PodSpec and the admission plugins)."""
-    spec.setdefault("restartPolicy", "Always")
-    spec.setdefault("terminationGracePeriodSeconds", 30)
-    spec.setdefault("dnsPolicy", "ClusterFirst")
-    spec.setdefault("serviceAccountName", "default")
-    spec.setdefault("schedulerName", "default-scheduler")
-    spec.setdefault("enableServiceLinks", True)
-    containers = spec.get("containers")
-    if not containers:
-        raise Invalid("spec.containers: Required value")
-    for index, container in enumerate(containers):
-        for required in ("name", "image"):
-            if not container.get(required):
-                raise Invalid(f"spec.containers[{index}].{required}: Required value")
-        container.setdefault("imagePullPolicy", "IfNotPresent")
-        container.setdefault("resources", {})
-        container.setdefault("terminationMessagePath", "/dev/termination-log")
-        container.setdefault("terminationMessagePolicy", "File")
-        for port in container.get("ports") or ():
-            port.setdefault("protocol", "TCP")
-            if spec.get("hostNetwork"):
-                port.setdefault("hostPort", port["containerPort"])
+def replace(
+    store: Store, plan: AddressPlan, resource: Resource, old: Object, new: Object, *, dry_run: bool = False
+) -> Object:
+    """Store `new` in place of `old`. Raises Invalid, Conflict or NotFound."""
+    item = copy.deepcopy(new)
+    metadata = item["metadata"]
+    for field in SERVER_METADATA:
+        metadata.pop(field, None)
+        if field in old["metadata"]:
+            metadata[field] = old["metadata"][field]
+    if APPLIED not in metadata and APPLIED in old["metadata"]:
+        metadata[APPLIED] = old["metadata"][APPLIED]
+    if resource.has_status:
+        item.pop("status", None)
+        if "status" in old:
+            item["status"] = old["status"]
+    if resource == SERVICES:
+        _keep_allocated(item, old)
+    complete(item, plan)
+    validate(resource, item, plan, old)
+    if resource == SERVICES:
+        key = old["metadata"]["uid"]
+        allocate(item, (one for one in store.list(SERVICES) if one["metadata"]["uid"] != key), plan)
+    return store.update(resource, item, dry_run=dry_run)
 
 
-def qos_class(spec: Object) -> str:
-    """Guaranteed, Burstable or BestEffort (pkg/apis/core/v1/helper/qos): it decides where the pod's cgroup hangs."""
-    resources = [container.get("resources") or {} for container in spec["containers"]]
-    if not any(entry.get("requests") or entry.get("limits") for entry in resources):
-        return "BestEffort"
-    for entry in resources:
-        limits = entry.get("limits") or {}
-        if not {"cpu", "memory"} <= limits.keys() or (entry.get("requests") or limits) != limits:
-            return "Burstable"
-    return "Guaranteed"
+def replace_status(store: Store, resource: Resource, old: Object, new: Object, *, dry_run: bool = False) -> Object:
+    """Store the status of `new` in place of that of `old`, and nothing else of it. Raises Conflict or NotFound."""
+    metadata = {**old["metadata"]}
+    if new["metadata"].get("resourceVersion"):
+        metadata["resourceVersion"] = new["metadata"]["resourceVersion"]
+    item = {**old, "metadata": metadata}
+    item.pop("status", None)
+    if new.get("status") is not None:
+        item["status"] = new["status"]
+    return store.update(resource, item, dry_run=dry_run)
 
 
-def _default_workload(resource: Resource, item: Object) -> None:
-    spec = item.setdefault("spec", {})
-    if resource.kind != "DaemonSet":
-        spec.setdefault("replicas", 1)
-    template = spec.get("template")
-    labels = ((template or {}).get("metadata") or {}).get("labels") or {}
-    wanted = (spec.get("selector") or {}).get("matchLabels")
-    if not template or not wanted:
-        raise Invalid(f"{resource.kind}: spec.selector and spec.template: Required value")
-    if not wanted.items() <= labels.items():
-        raise Invalid(f"{resource.kind}: spec.template.metadata.labels: `selector` does not match template `labels`")
-    default_pod_spec(template.setdefault("spec", {}))
+def random_suffix(length: int = 5) -> str:
+    """What the API appends for generateName."""
+    return "".join(random.choices(ALPHABET, k=length))
 
 
-def _default_service(item: Object, plan: AddressPlan) -> None:
-    spec = item.setdefault("spec", {})
-    kind = spec.setdefault("type", "ClusterIP")
-    spec.setdefault("sessionAffinity", "None")
-    if spec["sessionAffinity"] == "ClientIP":
-        spec.setdefault("sessionAffinityConfig", {}).setdefault("clientIP", {}).setdefault("timeoutSeconds", 10800)
-    for port in spec.get("ports") or ():
-        port.setdefault("protocol", "TCP")
-        port.setdefault("targetPort", port["port"])
-    item["status"] = {"loadBalancer": (item.get("status") or {}).get("loadBalancer") or {}}
-    if kind == "ExternalName":
-        return
-    spec.setdefault("internalTrafficPolicy", "Cluster")
-    if kind in ("NodePort", "LoadBalancer"):
-        spec.setdefault("externalTrafficPolicy", "Cluster")
-    if kind == "LoadBalancer":
-        spec.setdefault("allocateLoadBalancerNodePorts", True)
-    names = {4: "IPv4", 6: "IPv6"}
-    policy = spec.setdefault("ipFamilyPolicy", "SingleStack")
-    if policy == "RequireDualStack" and len(plan.families) < 2:
-        raise Invalid(
-            'spec.ipFamilyPolicy: Invalid value: "RequireDualStack": '
-            "this cluster is not configured for dual-stack services"
+def _require_namespace(store: Store, resource: Resource, item: Object) -> None:
+    name = item["metadata"]["namespace"]
+    namespace = store.find(NAMESPACES, "", name)
+    if namespace is None:
+        raise NoNamespace(name)
+    if "deletionTimestamp" in namespace["metadata"]:
+        message = (
+            f'{resource.qualified} "{item["metadata"]["name"]}" is forbidden: unable to create new content in '
+            f"namespace {name} because it is being terminated"
         )
-    count = 1 if policy == "SingleStack" else len(plan.families)
-    wanted = spec.get("ipFamilies") or []
-    spec["ipFamilies"] = [*wanted, *(names[family] for family in plan.families if names[family] not in wanted)][:count]
-    if not spec.get("ports") and spec.get("clusterIP") != "None":
-        raise Invalid("spec.ports: Required value")
+        words = f"namespace {name} is being terminated"
+        raise Forbidden(message, [{"reason": "NamespaceTerminating", "message": words, "field": "metadata.namespace"}])
 
 
-def _allocate(item: Object, services: Iterable[Object], plan: AddressPlan) -> None:
-    """Give a Service its ClusterIPs and node ports, or check those that it asks for."""
-    spec = item["spec"]
-    if spec["type"] == "ExternalName":
-        return
-    used_ips, used_ports = _in_use(services)
-    asked = list(spec.get("clusterIPs") or ([spec["clusterIP"]] if spec.get("clusterIP") else ()))
-    if asked and asked[0] == "None":
-        spec["clusterIP"], spec["clusterIPs"] = "None", ["None"]
-    else:
-        spec["clusterIPs"] = _cluster_ips(asked, spec["ipFamilies"], used_ips, plan)
-        spec["clusterIP"] = spec["clusterIPs"][0]
-    if spec["type"] in ("NodePort", "LoadBalancer") and spec.get("allocateLoadBalancerNodePorts", True):
-        _node_ports(spec["ports"], used_ports)
+def _keep_allocated(item: Object, old: Object) -> None:
+    """What an update that says nothing of it takes over (pkg/registry/core/service: patchAllocatedValues and
+    normalizeClusterIPs), and what goes with a change of the type (dropTypeDependentFields)."""
+    spec, before = item.setdefault("spec", {}), old["spec"]
+    kind = spec.get("type", "ClusterIP")
+    if kind == "ExternalName":
+        for field in ("clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "internalTrafficPolicy"):
+            if spec.get(field) == before.get(field):
+                spec.pop(field, None)
+    elif before.get("type") != "ExternalName":
+        _keep_addresses(spec, before)
+    external = ("NodePort", "LoadBalancer")
+    if kind in external and before.get("type") in external:
+        known = {(port["protocol"], port["port"]): port.get("nodePort") for port in before.get("ports") or ()}
+        taken = {port.get("nodePort") for port in spec.get("ports") or ()}
+        for port in spec.get("ports") or ():
+            number = known.get((port.get("protocol", "TCP"), port.get("port")))
+            if not port.get("nodePort") and number and number not in taken:
+                port["nodePort"] = number
+    elif kind not in external and before.get("type") in external:
+        numbers = {port.get("nodePort") for port in before.get("ports") or ()}
+        for port in spec.get("ports") or ():
+            if port.get("nodePort") in numbers:
+                port.pop("nodePort", None)
+        for field in ("externalTrafficPolicy", "allocateLoadBalancerNodePorts", "healthCheckNodePort"):
+            if spec.get(field) == before.get(field):
+                spec.pop(field, None)
 
 
-def _in_use(services: Iterable[Object]) -> tuple[set[str], set[tuple[str, int]]]:
-    ips: set[str] = set()
-    ports: set[tuple[str, int]] = set()
-    for service in services:
-        ips.update(service["spec"].get("clusterIPs") or ())
-        for port in service["spec"].get("ports") or ():
-            if port.get("nodePort"):
-                ports.add((port["protocol"], port["nodePort"]))
-    return ips, ports
-
-
-def _cluster_ips(asked: list[str], families: list[str], used: set[str], plan: AddressPlan) -> list[str]:
-    networks = {"IPv6" if ":" in text else "IPv4": ipaddress.ip_network(text) for text in plan.service_networks}
-    given = []
-    for index, family in enumerate(families):
-        network = networks.get(family)
-        if network is None:
-            raise Invalid(f'spec.ipFamilies[{index}]: Invalid value: "{family}": not configured on this cluster')
-        if index >= len(asked):
-            given.append(_free_ip(network, used))
-            continue
-        ip = ipaddress.ip_address(asked[index])
-        if ip not in network:
-            raise Invalid(
-                f'spec.clusterIPs: Invalid value: "{ip}": the provided IP is not in the valid range {network}'
-            )
-        if str(ip) in used:
-            raise Invalid(f'spec.clusterIPs: Invalid value: "{ip}": provided IP is already allocated')
-        given.append(str(ip))
-    return given
-
-
-def _free_ip(network: Any, used: set[str]) -> str:
-    size = min(network.num_addresses, 1 << 16)
-    for _ in range(1000):
-        ip = str(network.network_address + random.randrange(min(STATIC_BAND, size // 2), size - 1))
-        if ip not in used:
-            return ip
-    for offset in range(1, size - 1):
-        ip = str(network.network_address + offset)
-        if ip not in used:
-            return ip
-    raise Invalid("failed to allocate a serviceIP: range is full")
-
-
-def _node_ports(ports: list[Object], used: set[tuple[str, int]]) -> None:
-    for port in ports:
-        asked = port.get("nodePort")
-        if asked:
-            if asked not in NODE_PORTS:
-                raise Invalid(
-                    f"spec.ports.nodePort: Invalid value: {asked}: provided port is not in the valid range. "
-                    f"The range of valid ports is {NODE_PORTS[0]}-{NODE_PORTS[-1]}"
-                )
-            if (port["protocol"], asked) in used:
-                raise Invalid(f"spec.ports.nodePort: Invalid value: {asked}: provided port is already allocated")
-        else:
-            free = [number for number in NODE_PORTS if (port["protocol"], number) not in used]
-            if not free:
-                raise Invalid("failed to allocate a nodePort: range is full")
-            port["nodePort"] = random.choice(free)
-        used.add((port["protocol"], port["nodePort"]))
+def _keep_addresses(spec: Object, before: Object) -> None:
+    single, many = spec.get("clusterIP"), spec.get("clusterIPs")
+    if not single and not many:
+        spec["clusterIP"], spec["clusterIPs"] = before.get("clusterIP"), list(before.get("clusterIPs") or ())
+    elif single and single != before.get("clusterIP") and (not many or many == before.get("clusterIPs")):
+        spec["clusterIPs"] = [single]
+    elif single and not many:
+        spec["clusterIPs"] = list(before.get("clusterIPs") or [single])
+    elif many and not single:
+        spec["clusterIP"] = many[0]
+    for field in ("ipFamilies", "ipFamilyPolicy"):
+        if not spec.get(field) and before.get(field):
+            spec[field] = before[field]

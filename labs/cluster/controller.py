@@ -13,15 +13,20 @@ import logging
 from collections.abc import Callable, Iterable
 
 from labs.cluster.resources import Resource
-from labs.cluster.store import AlreadyExists, Conflict, Expired, NotFound, Store
+from labs.cluster.store import AlreadyExists, Change, Conflict, Expired, NotFound, Store
 
 RETRY_SECONDS = 0.2
 
 log = logging.getLogger(__name__)
 
 
-async def run_controller(store: Store, resources: Iterable[Resource], reconcile: Callable[[], None]) -> None:
-    """Call `reconcile` now, and again after each change of one of `resources`, for ever.
+async def run_controller(
+    store: Store,
+    resources: Iterable[Resource],
+    reconcile: Callable[[], None],
+    concerns: Callable[[Change], bool] = lambda _: True,
+) -> None:
+    """Call `reconcile` now, and again after each change of one of `resources` that it `concerns`, for ever.
 
     A write that lost a race (Conflict, NotFound, AlreadyExists) is no error: the change that won calls for another run.
     """
@@ -29,7 +34,7 @@ async def run_controller(store: Store, resources: Iterable[Resource], reconcile:
     changed.set()
     async with asyncio.TaskGroup() as group:
         for resource in resources:
-            group.create_task(_raise_flag(store, resource, changed))
+            group.create_task(_raise_flag(store, resource, changed, concerns))
         while True:
             await changed.wait()
             changed.clear()
@@ -43,9 +48,12 @@ async def run_controller(store: Store, resources: Iterable[Resource], reconcile:
             await asyncio.sleep(0)
 
 
-async def _raise_flag(store: Store, resource: Resource, changed: asyncio.Event) -> None:
+async def _raise_flag(
+    store: Store, resource: Resource, changed: asyncio.Event, concerns: Callable[[Change], bool]
+) -> None:
     while True:
         with contextlib.suppress(Expired), store.watch(resource) as watch:
             changed.set()
-            async for _ in watch:
-                changed.set()
+            async for change in watch:
+                if concerns(change):
+                    changed.set()

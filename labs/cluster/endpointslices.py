@@ -11,9 +11,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 
+from labs.cluster.admission import random_suffix
 from labs.cluster.resources import ENDPOINTSLICES, PODS, SERVICES, Object, is_ready, key_of, matches, owner_reference
 from labs.cluster.store import Store
-from labs.cluster.workloads import random_suffix
 
 MAX_ENDPOINTS = 100
 MANAGER = "endpointslice-controller.k8s.io"

@@ -3,8 +3,9 @@
 Stands for cmd/kubelet, with one coroutine for each pod where the real one has pod workers. For each pod: a sandbox
 (network namespace), its cable (`labs.cluster.network`), its containers (`labs.cluster.runtime`), its status; containers
 that end are started again as restartPolicy says, with the back-off that shows as CrashLoopBackOff. A container counts
-as started, and its pod as ready, once its program says that it serves, or its ports listen. Left out: probes, init
-containers, Events, eviction, resources.
+as started, and its pod as ready, once its program says that it serves, or its ports listen. A pod that is being deleted
+gets its grace period, and is removed from the API when all of it is gone. Left out: probes, init containers, eviction,
+resources.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from labs.cluster.certificates import TokenIssuer
+from labs.cluster.deletion import let_go
+from labs.cluster.events import Recorder
 from labs.cluster.images import UnknownImage
 from labs.cluster.network import Attachment, NetlinkThread, NodeNetwork
 from labs.cluster.podspec import NodeFacts, container_spec, pod_cgroup
@@ -79,6 +82,12 @@ class RunningPod:
     containers: list[RunningContainer] = field(default_factory=list)
     start_time: str = ""
 
+    @property
+    def grace(self) -> float:
+        """How many seconds the containers have between being asked to end and being made to."""
+        asked = self.pod["metadata"].get("deletionGracePeriodSeconds")
+        return float(self.pod["spec"]["terminationGracePeriodSeconds"] if asked is None else asked)
+
 
 class Kubelet:
     """Runs the pods of one node."""
@@ -102,6 +111,8 @@ class Kubelet:
         self._tokens = tokens
         self._authority = authority
         self._workers: dict[str, asyncio.Task[None]] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+        self._events = Recorder(store, "kubelet", node.name)
 
     @property
     def pod_cidrs(self) -> list[str]:
@@ -122,24 +133,57 @@ class Kubelet:
 
     async def stop(self) -> None:
         """Take all pods of this node apart; they stay in the store."""
-        workers = list(self._workers.values())
+        workers = [*self._workers.values(), *self._ending]
         self._workers.clear()
         for worker in workers:
             worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
 
     def _consider(self, pod: Object) -> None:
-        """Start a worker for a pod of ours that has none."""
+        """Start a worker for a pod of ours that has none; end that of one which is to go."""
         uid = pod["metadata"]["uid"]
-        if pod["spec"].get("nodeName") != self.node.name or uid in self._workers:
+        if pod["spec"].get("nodeName") != self.node.name:
             return
-        # One that just went may have had the same name: it has to be gone first.
-        self._workers[uid] = asyncio.create_task(self._work(pod), name=f"pod {'/'.join(key_of(pod))}")
+        if "deletionTimestamp" in pod["metadata"]:
+            self._stop(pod)
+        elif uid not in self._workers:
+            # One that just went may have had the same name: it has to be gone first.
+            self._workers[uid] = asyncio.create_task(self._work(pod), name=f"pod {'/'.join(key_of(pod))}")
 
     def _stop(self, pod: Object) -> None:
+        """End a pod of ours, if it is one; when it is gone, it goes from the API too."""
         worker = self._workers.pop(pod["metadata"]["uid"], None)
+        running = self.pods.get(key_of(pod))
+        if running is not None and running.pod["metadata"]["uid"] == pod["metadata"]["uid"]:
+            running.pod = pod
         if worker is not None:
+            for entry in pod["spec"]["containers"]:
+                self._tell(pod, entry["name"], "Killing", f"Stopping container {entry['name']}")
             worker.cancel()
+            self._ending.add(worker)
+            worker.add_done_callback(self._ending.discard)
+            worker.add_done_callback(lambda _: self._remove(pod))
+        elif not self._is_ending(pod):
+            self._remove(pod)
+
+    def _is_ending(self, pod: Object) -> bool:
+        running = self.pods.get(key_of(pod))
+        return running is not None and running.pod["metadata"]["uid"] == pod["metadata"]["uid"]
+
+    def _remove(self, pod: Object) -> None:
+        """Remove a pod that has ended from the API."""
+        current = self._store.find(PODS, *key_of(pod))
+        if current is None or current["metadata"]["uid"] != pod["metadata"]["uid"]:
+            return
+        if "deletionTimestamp" in current["metadata"]:
+            metadata = {**current["metadata"], "deletionGracePeriodSeconds": 0}
+            let_go(self._store, PODS, {**current, "metadata": metadata})
+
+    def _tell(self, pod: Object, container: str, reason: str, message: str, *, warning: bool = False) -> None:
+        """An Event about one container of a pod."""
+        write = self._events.warning if warning else self._events.normal
+        if self._store.find(PODS, *key_of(pod)) is not None:
+            write(pod, reason, message, f"spec.containers{{{container}}}")
 
     async def _work(self, pod: Object) -> None:
         """A pod's whole life on this node, until it is cancelled; then its orderly end."""
@@ -152,6 +196,8 @@ class Kubelet:
                     break
                 except (K8snetError, OSError) as error:
                     self._report(running, reason="FailedCreatePodSandBox", message=str(error))
+                    message = f"Failed to create pod sandbox: {error}"
+                    self._events.warning(running.pod, "FailedCreatePodSandBox", message)
                     await asyncio.sleep(RETRY_SECONDS)
             await self._run_containers(running)
             await asyncio.Event().wait()  # all containers have ended for good
@@ -188,8 +234,7 @@ class Kubelet:
             try:
                 status = await self._run_once(running, container, entry)
             except UnknownImage as error:
-                container.state = {"waiting": {"reason": "ErrImagePull", "message": error.message}}
-                self._report(running)
+                await self._report_unknown_image(running, container, error)
                 return
             except (K8snetError, OSError) as error:
                 container.state = {"waiting": {"reason": "CreateContainerError", "message": str(error)}}
@@ -201,12 +246,32 @@ class Kubelet:
             if asyncio.get_running_loop().time() - began > 2 * RESTART_MAX_SECONDS:
                 delay = RESTART_BASE_SECONDS
             if container.restarts > 0:  # the first restart is at once
-                message = f"back-off {delay:.0f}s restarting failed container={container.name}"
+                pod = _full_name(running.pod)
+                message = f"back-off {delay:.0f}s restarting failed container={container.name} pod={pod}"
+                told = f"Back-off restarting failed container {container.name} in pod {pod}"
+                self._tell(running.pod, container.name, "BackOff", told, warning=True)
                 container.state = {"waiting": {"reason": "CrashLoopBackOff", "message": message}}
                 self._report(running)
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, RESTART_MAX_SECONDS)
             container.restarts += 1
+
+    async def _report_unknown_image(
+        self, running: RunningPod, container: RunningContainer, error: UnknownImage
+    ) -> None:
+        """An image that can't be had: ErrImagePull, and after a while ImagePullBackOff, as for ever after."""
+        pod, name, image = running.pod, container.name, container.image
+        self._tell(pod, name, "Pulling", f'Pulling image "{image}"')
+        self._tell(pod, name, "Failed", f'Failed to pull image "{image}": {error.message}', warning=True)
+        self._tell(pod, name, "Failed", "Error: ErrImagePull", warning=True)
+        container.state = {"waiting": {"reason": "ErrImagePull", "message": error.message}}
+        self._report(running)
+        await asyncio.sleep(RESTART_BASE_SECONDS)
+        self._tell(pod, name, "BackOff", f'Back-off pulling image "{image}"')
+        self._tell(pod, name, "Failed", "Error: ImagePullBackOff", warning=True)
+        message = f'Back-off pulling image "{image}": {error.message}'
+        container.state = {"waiting": {"reason": "ImagePullBackOff", "message": message}}
+        self._report(running)
 
     async def _run_once(self, running: RunningPod, container: RunningContainer, entry: Object) -> int:
         """Start a container, report, wait for its end; gives its exit status."""
@@ -227,13 +292,20 @@ class Kubelet:
         container.id, container.started, container.cgroup, container.env = spec.id, started, spec.cgroup, spec.env
         container.said.clear()
         began = now()
+        present = f'Container image "{container.image}" already present on machine'
+        for reason, message in (
+            ("Pulled", present),
+            ("Created", f"Created container {container.name}"),
+            ("Started", f"Started container {container.name}"),
+        ):
+            self._tell(running.pod, container.name, reason, message)
         listening = asyncio.create_task(self._listen(running, container, reader, began))
         try:
             status = await asyncio.shield(started.ended)
             # Its last words may still be in the pipe.
             await asyncio.wait((listening,), timeout=LAST_WORDS_SECONDS)
         except asyncio.CancelledError:
-            await self._end(started, running.pod["spec"]["terminationGracePeriodSeconds"])
+            await self._end(started, running.grace)
             raise
         finally:
             listening.cancel()
@@ -339,6 +411,12 @@ class Kubelet:
             "startTime": running.start_time,
             "containerStatuses": [entry.status() for entry in containers],
         }
+
+
+def _full_name(pod: Object) -> str:
+    """A pod as kubelet writes it in messages: NAME_NAMESPACE(UID)."""
+    metadata = pod["metadata"]
+    return f"{metadata['name']}_{metadata['namespace']}({metadata['uid']})"
 
 
 def _conditions(current: Object, **states: bool) -> list[Object]:

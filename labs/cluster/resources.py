@@ -13,9 +13,22 @@ from typing import Any
 Object = dict[str, Any]
 
 
+WITH_GENERATION = frozenset(
+    {"Deployment", "ReplicaSet", "DaemonSet", "Ingress", "IngressClass", "NetworkPolicy", "EndpointSlice"}
+    | {"CustomResourceDefinition"}
+)
+WITH_STATUS = frozenset(
+    {
+        *("Namespace", "Node", "Pod", "Service", "Deployment", "ReplicaSet", "DaemonSet", "Ingress"),
+        "CustomResourceDefinition",
+    }
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """One kind of object. `group` is "" for the core group. `short`: what kubectl takes for it."""
+    """One kind of object. `group` is "" for the core group. `short`: what kubectl takes for it. `custom`: it comes from
+    a CustomResourceDefinition, and `custom_subresources` are those that it says."""
 
     group: str
     version: str
@@ -25,6 +38,23 @@ class Resource:
     namespaced: bool
     short: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
+    custom: bool = False
+    custom_subresources: tuple[str, ...] = ()
+
+    @property
+    def stored(self) -> Resource:
+        """The resource as which the store has these objects: an Event is one object under two names."""
+        return EVENTS if self.group == "events.k8s.io" else self
+
+    @property
+    def has_generation(self) -> bool:
+        """Whether the objects count the changes of their spec."""
+        return self.kind in WITH_GENERATION or self.custom
+
+    @property
+    def has_status(self) -> bool:
+        """Whether clients write the status apart from the rest."""
+        return self.kind in WITH_STATUS or "status" in self.custom_subresources
 
     @property
     def api_version(self) -> str:
@@ -46,15 +76,42 @@ NAMESPACES = Resource("", "v1", "namespaces", "namespace", "Namespace", False, (
 NODES = Resource("", "v1", "nodes", "node", "Node", False, ("no",))
 PODS = Resource("", "v1", "pods", "pod", "Pod", True, ("po",), ("all",))
 SERVICES = Resource("", "v1", "services", "service", "Service", True, ("svc",), ("all",))
+ENDPOINTS = Resource("", "v1", "endpoints", "endpoints", "Endpoints", True, ("ep",))
+CONFIGMAPS = Resource("", "v1", "configmaps", "configmap", "ConfigMap", True, ("cm",))
+SECRETS = Resource("", "v1", "secrets", "secret", "Secret", True)
+SERVICEACCOUNTS = Resource("", "v1", "serviceaccounts", "serviceaccount", "ServiceAccount", True, ("sa",))
+EVENTS = Resource("", "v1", "events", "event", "Event", True, ("ev",))
+EVENTS_V1 = Resource("events.k8s.io", "v1", "events", "event", "Event", True, ("ev",))
 ENDPOINTSLICES = Resource("discovery.k8s.io", "v1", "endpointslices", "endpointslice", "EndpointSlice", True)
 DEPLOYMENTS = Resource("apps", "v1", "deployments", "deployment", "Deployment", True, ("deploy",), ("all",))
 REPLICASETS = Resource("apps", "v1", "replicasets", "replicaset", "ReplicaSet", True, ("rs",), ("all",))
 DAEMONSETS = Resource("apps", "v1", "daemonsets", "daemonset", "DaemonSet", True, ("ds",), ("all",))
+INGRESSES = Resource("networking.k8s.io", "v1", "ingresses", "ingress", "Ingress", True, ("ing",))
+INGRESSCLASSES = Resource("networking.k8s.io", "v1", "ingressclasses", "ingressclass", "IngressClass", False)
+NETWORKPOLICIES = Resource(
+    "networking.k8s.io", "v1", "networkpolicies", "networkpolicy", "NetworkPolicy", True, ("netpol",)
+)
 
-ALL = (NAMESPACES, NODES, PODS, SERVICES, ENDPOINTSLICES, DEPLOYMENTS, REPLICASETS, DAEMONSETS)
+ALL = (
+    *(NAMESPACES, NODES, PODS, SERVICES, ENDPOINTS, CONFIGMAPS, SECRETS, SERVICEACCOUNTS, EVENTS),
+    *(DEPLOYMENTS, REPLICASETS, DAEMONSETS),
+    ENDPOINTSLICES,
+    EVENTS_V1,
+    *(INGRESSES, INGRESSCLASSES, NETWORKPOLICIES),
+)
 
 _BY_KIND = {(resource.api_version, resource.kind): resource for resource in ALL}
 _BY_PATH = {(resource.prefix, resource.plural): resource for resource in ALL}
+
+
+def all_served() -> tuple[Resource, ...]:
+    """Everything that is served now, also what is a view on something else."""
+    return tuple(_BY_KIND.values())
+
+
+def all_resources() -> tuple[Resource, ...]:
+    """Everything that is served now, one resource for each kind of stored object."""
+    return tuple(resource for resource in _BY_KIND.values() if resource.stored is resource)
 
 
 def by_kind(api_version: str, kind: str) -> Resource | None:
@@ -97,6 +154,12 @@ def is_ready(pod: Object) -> bool:
     """Whether a pod's Ready condition is true."""
     conditions = (pod.get("status") or {}).get("conditions") or ()
     return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
+
+
+def is_active(pod: Object) -> bool:
+    """Whether a pod counts for whoever wants a number of them: it neither ends nor has ended."""
+    ended = (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
+    return "deletionTimestamp" not in pod["metadata"] and not ended
 
 
 def matches(selector: Object | None, labels: Object | None) -> bool:

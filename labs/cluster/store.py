@@ -131,8 +131,11 @@ class Store:
         items = self._items.get(resource, {})
         return [item for (place, _), item in sorted(items.items()) if not namespace or place == namespace]
 
-    def create(self, resource: Resource, item: Object) -> Object:
-        """Put in a new object; gives it with uid, creationTimestamp and resourceVersion. Raises AlreadyExists."""
+    def create(self, resource: Resource, item: Object, *, dry_run: bool = False) -> Object:
+        """Put in a new object; gives it with uid, creationTimestamp and resourceVersion. Raises AlreadyExists.
+
+        With `dry_run`, as in all that writes: only what would be.
+        """
         key = key_of(item)
         if key in self._items.get(resource, {}):
             raise AlreadyExists(f'{resource.qualified} "{key[1]}" already exists')
@@ -140,11 +143,13 @@ class Store:
         metadata = item["metadata"]
         metadata["uid"] = str(uuid.uuid4())
         metadata["creationTimestamp"] = now()
-        if "spec" in item and resource.namespaced:
+        if resource.has_generation:
             metadata["generation"] = 1
+        if dry_run:
+            return item
         return self._write(ADDED, resource, key, item, None)
 
-    def update(self, resource: Resource, item: Object) -> Object:
+    def update(self, resource: Resource, item: Object, *, dry_run: bool = False) -> Object:
         """Replace an object; one that says its resourceVersion must be the newest. Gives it back as it is now.
 
         Nothing is written when nothing differs. Raises NotFound or Conflict.
@@ -152,7 +157,7 @@ class Store:
         key = key_of(item)
         current = self.get(resource, *key)
         claimed = item["metadata"].get("resourceVersion")
-        if claimed not in (None, current["metadata"]["resourceVersion"]):
+        if claimed not in (None, "", current["metadata"]["resourceVersion"]):
             raise Conflict(
                 f'Operation cannot be fulfilled on {resource.qualified} "{key[1]}": the object has been modified; '
                 "please apply your changes to the latest version and try again"
@@ -163,8 +168,10 @@ class Store:
                 item["metadata"][fixed] = current["metadata"][fixed]
         if item == current:
             return current
-        if "generation" in item["metadata"] and item.get("spec") != current.get("spec"):
+        if "generation" in item["metadata"] and _specified(item) != _specified(current):
             item["metadata"]["generation"] += 1
+        if dry_run:
+            return item
         return self._write(MODIFIED, resource, key, copy.deepcopy(item), current)
 
     def update_status(self, resource: Resource, namespace: str, name: str, status: Object) -> Object:
@@ -210,6 +217,11 @@ class Store:
         for watch in tuple(self._watches.get(resource, ())):
             watch.offer(change)
         return item
+
+
+def _specified(item: Object) -> Object:
+    """What of an object somebody wants: all but its metadata and status."""
+    return {key: value for key, value in item.items() if key not in ("metadata", "status")}
 
 
 def now() -> str:

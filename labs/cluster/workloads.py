@@ -1,8 +1,9 @@
-"""Deployments, ReplicaSets and DaemonSets: turn "three of these" into pods.
+"""ReplicaSets and DaemonSets: turn "three of these" into pods.
 
-Stands for kube-controller-manager's deployment, replicaset and daemonset controllers, and names what they make as they
-do: a ReplicaSet is called DEPLOYMENT-HASH after its pod template, its pods REPLICASET-xxxxx. Left out: rolling updates
-(a changed template replaces the old ReplicaSet at once), history, and adopting pods that somebody else made.
+Stands for kube-controller-manager's replicaset and daemonset controllers (pkg/controller/replicaset, daemon), and names
+what they make as they do: the pods of a ReplicaSet are called REPLICASET-xxxxx. A DaemonSet replaces pods of an old
+template one after the other. Left out: adopting pods that somebody else made, minReadySeconds, ControllerRevisions (so
+`kubectl rollout undo` knows no DaemonSets). Deployments are in `labs.cluster.rollouts`.
 """
 
 from __future__ import annotations
@@ -10,48 +11,44 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import random
 from collections.abc import Callable
 
-from labs.cluster.admission import prepare
+from labs.cluster.admission import ALPHABET, prepare, random_suffix
+from labs.cluster.deletion import delete
+from labs.cluster.events import Recorder
 from labs.cluster.options import AddressPlan
 from labs.cluster.resources import (
     DAEMONSETS,
-    DEPLOYMENTS,
     NODES,
     PODS,
     REPLICASETS,
     Object,
+    Resource,
     controller_of,
+    is_active,
     is_ready,
     key_of,
     owner_reference,
 )
 from labs.cluster.store import Store
 
-# No vowels and no 0, 1, 3: no words by accident (k8s.io/apimachinery/pkg/util/rand).
-ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
-WATCHED = (DEPLOYMENTS, REPLICASETS, DAEMONSETS, PODS, NODES)
+WATCHED = (REPLICASETS, DAEMONSETS, PODS, NODES)
+REVISION_LABEL = "controller-revision-hash"
 
 
 def reconciler(store: Store, plan: AddressPlan) -> Callable[[], None]:
-    """The function that brings all workloads of `store` to what their specs say, in one pass."""
+    """The function that brings all ReplicaSets and DaemonSets of `store` to what their specs say, in one pass."""
+    replicaset_events = Recorder(store, "replicaset-controller")
+    daemonset_events = Recorder(store, "daemonset-controller")
 
     def reconcile() -> None:
         pods = _by_owner(store.list(PODS))
-        for deployment in store.list(DEPLOYMENTS):
-            _reconcile_deployment(store, plan, deployment)
-        live = set()
         for replicaset in store.list(REPLICASETS):
-            live.add(replicaset["metadata"]["uid"])
-            _reconcile_replicaset(store, plan, replicaset, pods.get(replicaset["metadata"]["uid"], []))
+            mine = pods.get(replicaset["metadata"]["uid"], [])
+            _Owner(store, plan, replicaset_events, replicaset).reconcile_replicaset(mine)
         for daemonset in store.list(DAEMONSETS):
-            live.add(daemonset["metadata"]["uid"])
-            _reconcile_daemonset(store, plan, daemonset, pods.get(daemonset["metadata"]["uid"], []))
-        for owner, orphans in pods.items():
-            if owner not in live:
-                for pod in orphans:
-                    store.delete(PODS, *key_of(pod))
+            mine = pods.get(daemonset["metadata"]["uid"], [])
+            _Owner(store, plan, daemonset_events, daemonset).reconcile_daemonset(mine)
 
     return reconcile
 
@@ -67,130 +64,97 @@ def safe_encode(text: str) -> str:
     return "".join(ALPHABET[ord(letter) % len(ALPHABET)] for letter in text)
 
 
-def random_suffix(length: int = 5) -> str:
-    """What the API appends for generateName."""
-    return "".join(random.choices(ALPHABET, k=length))
-
-
 def _by_owner(pods: list[Object]) -> dict[str, list[Object]]:
     owned: dict[str, list[Object]] = {}
     for pod in pods:
         owner = controller_of(pod)
-        if owner is not None:
+        if owner is not None and is_active(pod):
             owned.setdefault(owner, []).append(pod)
     return owned
 
 
-def _reconcile_deployment(store: Store, plan: AddressPlan, deployment: Object) -> None:
-    namespace, name = key_of(deployment)
-    spec = deployment["spec"]
-    hashed = template_hash(spec["template"])
-    uid = deployment["metadata"]["uid"]
-    mine = [item for item in store.list(REPLICASETS, namespace) if controller_of(item) == uid]
-    current = next((item for item in mine if item["metadata"]["name"] == f"{name}-{hashed}"), None)
-    for old in mine:
-        if old is not current:
-            store.delete(REPLICASETS, *key_of(old))
-    if current is None:
-        current = _create(store, plan, _replicaset(deployment, hashed))
-    elif current["spec"]["replicas"] != spec["replicas"]:
-        current = store.update(REPLICASETS, {**current, "spec": {**current["spec"], "replicas": spec["replicas"]}})
-    status = current.get("status") or {}
-    ready = status.get("readyReplicas", 0)
-    store.update_status(
-        DEPLOYMENTS,
-        namespace,
-        name,
-        {
-            "observedGeneration": deployment["metadata"]["generation"],
-            "replicas": status.get("replicas", 0),
-            "updatedReplicas": status.get("replicas", 0),
-            "readyReplicas": ready,
-            "availableReplicas": ready,
-            "unavailableReplicas": max(spec["replicas"] - ready, 0),
-        },
-    )
+class _Owner:
+    """One object that owns pods, and what is done for it."""
 
+    def __init__(self, store: Store, plan: AddressPlan, events: Recorder, item: Object) -> None:
+        self._store = store
+        self._plan = plan
+        self._events = events
+        self._item = item
+        self._ends = "deletionTimestamp" in item["metadata"]
 
-def _replicaset(deployment: Object, hashed: str) -> Object:
-    namespace, name = key_of(deployment)
-    template = copy.deepcopy(deployment["spec"]["template"])
-    template["metadata"]["labels"]["pod-template-hash"] = hashed
-    selector = {**deployment["spec"]["selector"]["matchLabels"], "pod-template-hash": hashed}
-    return {
-        "apiVersion": "apps/v1",
-        "kind": "ReplicaSet",
-        "metadata": {
-            "name": f"{name}-{hashed}",
+    def reconcile_replicaset(self, pods: list[Object]) -> None:
+        wanted = self._item["spec"]["replicas"]
+        if not self._ends:
+            for _ in range(wanted - len(pods)):
+                self._create(None)
+            # The ones that serve stay longest.
+            for pod in sorted(pods, key=is_ready)[: max(len(pods) - wanted, 0)]:
+                self._delete(pod)
+        ready = sum(map(is_ready, pods))
+        self._report(
+            REPLICASETS,
+            {
+                "replicas": len(pods),
+                **({"fullyLabeledReplicas": len(pods)} if pods else {}),
+                **({"readyReplicas": ready, "availableReplicas": ready} if ready else {}),
+            },
+        )
+
+    def reconcile_daemonset(self, pods: list[Object]) -> None:
+        selector = self._item["spec"]["template"]["spec"].get("nodeSelector") or {}
+        nodes = [
+            node["metadata"]["name"]
+            for node in self._store.list(NODES)
+            if selector.items() <= (node["metadata"].get("labels") or {}).items()
+        ]
+        revision = template_hash(self._item["spec"]["template"])
+        placed = {pod["spec"].get("nodeName"): pod for pod in pods}
+        fresh = [pod for pod in pods if (pod["metadata"].get("labels") or {}).get(REVISION_LABEL) == revision]
+        if not self._ends:
+            for node in nodes:
+                if node not in placed:
+                    self._create(node, {REVISION_LABEL: revision})
+            for pod in pods:
+                if pod["spec"].get("nodeName") not in nodes:
+                    self._delete(pod)
+            old = [pod for pod in pods if pod not in fresh]
+            if old and len(placed) == len(nodes) and all(map(is_ready, fresh)):
+                self._delete(old[0])
+        ready = sum(map(is_ready, pods))
+        self._report(
+            DAEMONSETS,
+            {
+                "currentNumberScheduled": len(placed.keys() & set(nodes)),
+                "desiredNumberScheduled": len(nodes),
+                "numberMisscheduled": len(placed.keys() - set(nodes)),
+                "numberReady": ready,
+                **({"numberAvailable": ready} if ready else {}),
+                **({"numberUnavailable": len(nodes) - ready} if ready < len(nodes) else {}),
+                **({"updatedNumberScheduled": len(fresh)} if fresh else {}),
+            },
+        )
+
+    def _create(self, node: str | None, labels: Object | None = None) -> None:
+        template = copy.deepcopy(self._item["spec"]["template"])
+        namespace, name = key_of(self._item)
+        metadata = {
+            **{key: value for key, value in template["metadata"].items() if key in ("labels", "annotations")},
+            "name": f"{name[:57]}-{random_suffix()}",
+            "generateName": f"{name}-",
             "namespace": namespace,
-            "labels": template["metadata"]["labels"],
-            "ownerReferences": [owner_reference(deployment)],
-        },
-        "spec": {
-            "replicas": deployment["spec"]["replicas"],
-            "selector": {"matchLabels": selector},
-            "template": template,
-        },
-    }
+            "ownerReferences": [owner_reference(self._item)],
+        }
+        metadata["labels"] = {**(metadata.get("labels") or {}), **(labels or {})}
+        spec = template["spec"] if node is None else {**template["spec"], "nodeName": node}
+        resource, pod = prepare(self._plan, {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+        self._store.create(resource, pod)
+        self._events.normal(self._item, "SuccessfulCreate", f"Created pod: {pod['metadata']['name']}")
 
+    def _delete(self, pod: Object) -> None:
+        delete(self._store, PODS, *key_of(pod))
+        self._events.normal(self._item, "SuccessfulDelete", f"Deleted pod: {pod['metadata']['name']}")
 
-def _reconcile_replicaset(store: Store, plan: AddressPlan, replicaset: Object, pods: list[Object]) -> None:
-    wanted = replicaset["spec"]["replicas"]
-    for _ in range(wanted - len(pods)):
-        _create(store, plan, _pod(replicaset, None))
-    # The ones that serve stay longest.
-    for pod in sorted(pods, key=is_ready)[: max(len(pods) - wanted, 0)]:
-        store.delete(PODS, *key_of(pod))
-    ready = sum(map(is_ready, pods))
-    store.update_status(
-        REPLICASETS,
-        *key_of(replicaset),
-        {
-            "observedGeneration": replicaset["metadata"]["generation"],
-            "replicas": wanted,
-            "fullyLabeledReplicas": wanted,
-            "readyReplicas": ready,
-            "availableReplicas": ready,
-        },
-    )
-
-
-def _reconcile_daemonset(store: Store, plan: AddressPlan, daemonset: Object, pods: list[Object]) -> None:
-    nodes = [node["metadata"]["name"] for node in store.list(NODES)]
-    placed = {pod["spec"].get("nodeName"): pod for pod in pods}
-    for node in nodes:
-        if node not in placed:
-            _create(store, plan, _pod(daemonset, node))
-    ready = sum(map(is_ready, pods))
-    store.update_status(
-        DAEMONSETS,
-        *key_of(daemonset),
-        {
-            "observedGeneration": daemonset["metadata"]["generation"],
-            "desiredNumberScheduled": len(nodes),
-            "currentNumberScheduled": len(nodes),
-            "updatedNumberScheduled": len(nodes),
-            "numberReady": ready,
-            "numberAvailable": ready,
-            "numberMisscheduled": 0,
-        },
-    )
-
-
-def _pod(owner: Object, node: str | None) -> Object:
-    template = copy.deepcopy(owner["spec"]["template"])
-    namespace, name = key_of(owner)
-    metadata = {
-        **template["metadata"],
-        "name": f"{name}-{random_suffix()}",
-        "generateName": f"{name}-",
-        "namespace": namespace,
-        "ownerReferences": [owner_reference(owner)],
-    }
-    spec = template["spec"] if node is None else {**template["spec"], "nodeName": node}
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
-
-
-def _create(store: Store, plan: AddressPlan, item: Object) -> Object:
-    resource, item = prepare(plan, item)
-    return store.create(resource, item)
+    def _report(self, kind: Resource, status: Object) -> None:
+        status["observedGeneration"] = self._item["metadata"]["generation"]
+        self._store.update_status(kind, *key_of(self._item), status)

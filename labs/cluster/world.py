@@ -17,7 +17,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from labs.cluster import endpointslices, linux, manifests, network, scheduler, workloads
+from labs.cluster import (
+    endpointslices,
+    events,
+    garbage,
+    linux,
+    manifests,
+    network,
+    rollouts,
+    scheduler,
+    schema,
+    workloads,
+)
 from labs.cluster.admission import admit
 from labs.cluster.api.discovery import GIT_VERSION
 from labs.cluster.api.server import ApiServer
@@ -37,15 +48,19 @@ from labs.cluster.resources import (
     REPLICASETS,
     SERVICES,
     Object,
+    all_resources,
+    by_kind,
     controller_of,
+    is_active,
     is_ready,
 )
 from labs.cluster.runtime import ContainerSpec, Runtime, Started
-from labs.cluster.store import Store, now
+from labs.cluster.store import Change, Store, now
 from tracer.errors import K8snetError
 
 READY_SECONDS = 20.0
 RESTART_SECONDS = 0.5
+EVENTS_SECONDS = 60.0
 ADMIN = ("kubernetes-admin", "system:masters")
 NODE_KUBECONFIG = "/etc/kubernetes/admin.conf"
 
@@ -95,8 +110,11 @@ class World:
         await self._start_api(host_socket)
         self._create_objects()
         self._run("scheduler", scheduler.WATCHED, scheduler.reconciler(self.store))
+        self._run("deployments", rollouts.WATCHED, rollouts.reconciler(self.store, self.options.plan))
         self._run("workloads", workloads.WATCHED, workloads.reconciler(self.store, self.options.plan))
         self._run("endpointslices", endpointslices.WATCHED, self._reconcile_endpoints)
+        self._run("garbage collector", all_resources(), garbage.reconciler(self.store), garbage.concerns)
+        self._keep("events", self._forget_events)
         for node in self.nodes:
             self._keep(node.facts.name, functools.partial(self._run_node, node))
         self._progress("pods")
@@ -209,7 +227,7 @@ class World:
         context = server_context(self._authority, self._authority.server("kube-apiserver", [*names, *addresses]))
         with linux.network_namespace(self.nodes[0].netns):
             inside = socket.create_server(("::", API_PORT), family=socket.AF_INET6, dualstack_ipv6=True)
-        await ApiServer(self.store, self._tokens, context).start([host_socket, inside])
+        await ApiServer(self.store, self._tokens, context, self.options.plan).start([host_socket, inside])
 
     def _create_objects(self) -> None:
         """The first objects: what the components need, the nodes, the workload, what the user asked for."""
@@ -223,7 +241,7 @@ class World:
 
     def _create(self, item: Object) -> None:
         try:
-            admit(self.store, self.options.plan, item)
+            admit(self.store, self.options.plan, _typed(item))
         except K8snetError as error:
             name = (item.get("metadata") or {}).get("name")
             raise K8snetError(f"{item.get('kind')} {name!r}: {error.message}") from error
@@ -277,8 +295,19 @@ class World:
 
     # --- components ---------------------------------------------------------------------------------------------------
 
-    def _run(self, name: str, watched: tuple[Any, ...], reconcile: Callable[[], None]) -> None:
-        self._keep(name, lambda: run_controller(self.store, watched, reconcile))
+    def _run(
+        self,
+        name: str,
+        watched: tuple[Any, ...],
+        reconcile: Callable[[], None],
+        concerns: Callable[[Change], bool] = lambda _: True,
+    ) -> None:
+        self._keep(name, lambda: run_controller(self.store, watched, reconcile, concerns))
+
+    async def _forget_events(self) -> None:
+        while True:
+            await asyncio.sleep(EVENTS_SECONDS)
+            events.forget_old(self.store)
 
     def _keep(self, name: str, component: Callable[[], Awaitable[None]]) -> None:
         """Run a component, and again when it fails: its state is all in the store."""
@@ -311,10 +340,10 @@ class World:
 
     def unready(self) -> list[Reason]:
         """What keeps the cluster from being ready, now."""
-        pods = self.store.list(PODS)
+        pods = [pod for pod in self.store.list(PODS) if is_active(pod)]
         kinds = (DAEMONSETS, DEPLOYMENTS, REPLICASETS)
         wanted = sum(_wanted_pods(item, len(self.nodes)) for kind in kinds for item in self.store.list(kind))
-        reasons = [_pod_reason(pod) for pod in pods if not is_ready(pod) and pod["status"].get("phase") != "Succeeded"]
+        reasons = [_pod_reason(pod) for pod in pods if not is_ready(pod)]
         if len(pods) < wanted:
             reasons.append(Reason(f"{wanted - len(pods)} pods are still to be made"))
         items = self.store.list(SERVICES) + self.store.list(ENDPOINTSLICES)
@@ -323,6 +352,19 @@ class World:
             if synced_version(node, "kube-proxy") < newest:
                 reasons.append(Reason(f"kube-proxy on {node.facts.name} is behind{_complaint(node, 'kube-proxy')}"))
         return reasons
+
+
+def _typed(item: Object) -> Object:
+    """An object of a manifest whose fields have the right types. Raises K8snetError."""
+    resource = by_kind(str(item.get("apiVersion")), str(item.get("kind")))
+    name = resource and schema.type_name(resource)
+    if name:
+        try:
+            schema.check(item, name)
+        except schema.WrongType as error:
+            raise K8snetError(str(error)) from None
+    typed: Object = schema.without_nulls(item)
+    return typed
 
 
 def node_environment(name: str) -> dict[str, str]:
@@ -377,7 +419,7 @@ def _pod_reason(pod: Object) -> Reason:
     for state in pod["status"].get("containerStatuses") or ():
         waiting = state["state"].get("waiting") or {}
         ended = state["state"].get("terminated") or {}
-        if waiting.get("reason") == "ErrImagePull":
+        if waiting.get("reason") in ("ErrImagePull", "ImagePullBackOff"):
             return Reason(f"pod {name}: {waiting['message']}", fatal=True)
         trouble = waiting.get("message") or ended.get("message") or ended.get("reason") or waiting.get("reason")
         if trouble:

@@ -9,10 +9,19 @@ from __future__ import annotations
 import platform
 from typing import Any
 
-from labs.cluster.resources import ALL, Resource
+from labs.cluster.api.paths import subresources_of
+from labs.cluster.resources import ALL, NAMESPACES, Resource
 
 GIT_VERSION = "v1.30.5"  # the version whose behaviour this cluster follows
 READ_VERBS = ["get", "list", "watch"]
+VERBS = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
+_SUBRESOURCE_VERBS = {
+    "status": ["get", "patch", "update"],
+    "scale": ["get", "patch", "update"],
+    "eviction": ["create"],
+    "finalize": ["update"],
+    "log": ["get"],
+}
 
 
 def version() -> dict[str, str]:
@@ -48,7 +57,7 @@ def document(path: str, server: str) -> dict[str, Any] | None:
             "kind": "APIResourceList",
             "apiVersion": "v1",
             "groupVersion": kinds[0].api_version,
-            "resources": [_resource(kind) for kind in kinds],
+            "resources": [entry for kind in kinds for entry in _entries(kind)],
         }
     return None
 
@@ -63,13 +72,31 @@ def _group(name: str) -> dict[str, Any]:
     return {"name": name, "versions": entries, "preferredVersion": entries[0]}
 
 
-def _resource(resource: Resource) -> dict[str, Any]:
-    return {
+def _entries(resource: Resource) -> list[dict[str, Any]]:
+    """A kind and its subresources."""
+    verbs = VERBS if resource.stored is resource else READ_VERBS
+    entry = {
         "name": resource.plural,
         "singularName": resource.singular,
         "namespaced": resource.namespaced,
         "kind": resource.kind,
-        "verbs": READ_VERBS,
+        "verbs": [verb for verb in verbs if resource != NAMESPACES or verb != "deletecollection"],
         **({"shortNames": list(resource.short)} if resource.short else {}),
         **({"categories": list(resource.categories)} if resource.categories else {}),
+    }
+    return [entry, *(_subresource(resource, name) for name in subresources_of(resource) if name in _SUBRESOURCE_VERBS)]
+
+
+def _subresource(resource: Resource, name: str) -> dict[str, Any]:
+    group, version, kind = {
+        "scale": ("autoscaling", "v1", "Scale"),
+        "eviction": ("policy", "v1", "Eviction"),
+    }.get(name, ("", "", resource.kind))
+    return {
+        "name": f"{resource.plural}/{name}",
+        "singularName": "",
+        "namespaced": resource.namespaced,
+        **({"group": group, "version": version} if group else {}),
+        "kind": kind,
+        "verbs": _SUBRESOURCE_VERBS[name],
     }

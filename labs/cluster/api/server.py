@@ -1,74 +1,47 @@
-"""HTTP requests -> get, list, watch, discovery.
+"""HTTP: who asks for what, and which part of the API answers.
 
-Stands for the request handlers of k8s.io/apiserver (pkg/endpoints/handlers). A path is
-`/api/v1/…` or `/apis/GROUP/VERSION/…`, then `[namespaces/NAMESPACE/]PLURAL[/NAME]`.
+Stands for the generic API server's handler chain (k8s.io/apiserver/pkg/server) and its routes
+(pkg/endpoints/installer.go).
+
+What belongs here: requests, responses, methods. What does not: what any of them does.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
-import random
 import socket
 import ssl
-import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
 
 from aiohttp import web
 
-from labs.cluster import selectors
-from labs.cluster.api import auth, discovery, status
-from labs.cluster.api.tables import table
+from labs.cluster.api import auth, bodies, discovery, openapi, openapi_proto, scale, status
+from labs.cluster.api.bodies import Options
+from labs.cluster.api.paths import Target
+from labs.cluster.api.reading import as_list, find, form, get, list_items, selected_items
+from labs.cluster.api.watching import watch
+from labs.cluster.api.writing import Writer, read_delete_options
 from labs.cluster.certificates import TokenIssuer
-from labs.cluster.resources import Object, Resource, by_path
-from labs.cluster.store import ADDED, DELETED, MODIFIED, Change, Expired, NotFound, Store, Watch
+from labs.cluster.options import AddressPlan
+from labs.cluster.resources import Object
+from labs.cluster.store import Store
 
 BACKLOG = 1024
-BOOKMARK_SECONDS = 30.0
-WATCH_SECONDS = (1800, 3600)  # a watch without timeoutSeconds ends somewhere in between (--min-request-timeout)
-MAX_BODY = 3 * 1024 * 1024
+CREATED = 201
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What a path means. `name` is "" for a collection, `namespace` "" for all."""
-
-    resource: Resource
-    namespace: str = ""
-    name: str = ""
-
-    @classmethod
-    def parse(cls, path: str) -> Target:
-        """Raises ApiError 404 for what we do not serve."""
-        parts = path.strip("/").split("/")
-        depth = 2 if parts[0] == "api" else 3
-        prefix, rest = "/" + "/".join(parts[:depth]), parts[depth:]
-        namespace = ""
-        if len(rest) >= 3 and rest[0] == "namespaces":
-            namespace, rest = rest[1], rest[2:]
-        resource = by_path(prefix, rest[0]) if rest else None
-        if resource is None or len(rest) > 2 or (namespace and not resource.namespaced):
-            raise status.no_such_path()
-        name = rest[1] if len(rest) == 2 else ""
-        if name and resource.namespaced and not namespace:
-            raise status.no_such_path()
-        return cls(resource, namespace, name)
 
 
 class ApiServer:
     """Serves a store over HTTPS."""
 
-    def __init__(self, store: Store, tokens: TokenIssuer, context: ssl.SSLContext) -> None:
+    def __init__(self, store: Store, tokens: TokenIssuer, context: ssl.SSLContext, plan: AddressPlan) -> None:
         self._store = store
         self._tokens = tokens
         self._context = context
+        self._writer = Writer(store, plan)
         self._runner = web.ServerRunner(web.Server(self._handle, access_log=None))
         self._ending = asyncio.Event()
 
@@ -99,166 +72,106 @@ class ApiServer:
         if fixed is not None:
             auth.authorize(user, request.method.lower(), None, "", "", path)
             return _json(fixed)
+        if path.startswith("/openapi/"):
+            auth.authorize(user, request.method.lower(), None, "", "", path)
+            return _openapi(request, path)
         if not path.startswith(("/api/", "/apis/")):
             raise status.no_such_path()
         target = Target.parse(path)
-        watching = request.query.get("watch", "").lower() in ("1", "true")
-        verb = {"GET": "watch" if watching else "get" if target.name else "list"}.get(
-            request.method, request.method.lower()
-        )
+        verb = _verb(request, target)
         auth.authorize(user, verb, target.resource, target.namespace, target.name, path)
-        if request.method != "GET":
-            raise status.not_allowed()
-        if watching:
-            return await self._watch(request, target)
-        return self._get(request, target) if target.name else self._list(request, target)
+        match verb:
+            case "get":
+                return self._get(request, target)
+            case "list":
+                return _json(list_items(self._store, request, target))
+            case "watch":
+                return await watch(self._store, request, target)
+            case "create":
+                return await self._create(request, target)
+            case "update" | "patch":
+                return await self._change(request, target, verb)
+            case "delete" | "deletecollection":
+                return await self._delete(request, target)
+        raise status.not_allowed()
 
     def _get(self, request: web.BaseRequest, target: Target) -> web.Response:
-        try:
-            item = self._store.get(target.resource, target.namespace, target.name)
-        except NotFound:
-            raise status.not_found(target.resource, target.name) from None
-        if _wants_table(request):
-            return _json(table(target.resource, [item], item["metadata"]["resourceVersion"], _include(request)))
-        return _json(item)
+        if target.subresource == "scale":
+            return _json(scale.scale_of(find(self._store, target)))
+        if target.subresource not in ("", "status"):
+            raise status.not_allowed()
+        return _json(get(self._store, request, target))
 
-    def _list(self, request: web.BaseRequest, target: Target) -> web.Response:
-        selected = _selection(request, target)
-        items = [item for item in self._store.list(target.resource, target.namespace) if selected(item)]
-        version = str(self._store.version)
-        if _wants_table(request):
-            return _json(table(target.resource, items, version, _include(request)))
-        kind = f"{target.resource.kind}List"
-        metadata = {"resourceVersion": version}
-        return _json({"kind": kind, "apiVersion": target.resource.api_version, "metadata": metadata, "items": items})
+    async def _create(self, request: web.BaseRequest, target: Target) -> web.Response:
+        data, options = await bodies.read(request), Options.of(request)
+        if target.subresource == "eviction":
+            return _json(self._writer.evict(target, options), CREATED)
+        if target.name or (target.resource.namespaced and not target.namespace) or not _stored(target):
+            raise status.not_allowed()
+        item = self._writer.create(target, data, bodies.content_type(request), options)
+        return _json(form(request, target, item), CREATED, options.warnings)
 
-    async def _watch(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
-        """Send changes, one JSON object to a line, until the client goes or the time is over."""
-        stream = _Stream(request, target)
-        since = request.query.get("resourceVersion", "")
-        start: list[Object] = []
-        try:
-            if since in ("", "0"):
-                watch = self._store.watch(target.resource)
-                start = self._store.list(target.resource, target.namespace)
-            else:
-                watch = self._store.watch(target.resource, int(since))
-        except ValueError:
-            raise status.bad_request(
-                f'resourceVersion: Invalid value: "{since}": strconv.ParseUint: invalid syntax'
-            ) from None
-        except Expired as error:
-            raise status.expired(error.message) from None
-        with watch:
-            response = web.StreamResponse(headers={"Content-Type": "application/json"})
-            await response.prepare(request)
-            with contextlib.suppress(ConnectionError):
-                for item in start:
-                    if line := stream.event(ADDED, item):
-                        await response.write(line)
-                async for lines in self._batches(watch, stream, request):
-                    await response.write(lines)
-            return response
+    async def _change(self, request: web.BaseRequest, target: Target, verb: str) -> web.Response:
+        data, options = await bodies.read(request), Options.of(request)
+        if not target.name or not _stored(target) or target.subresource not in ("", "status", "scale", "finalize"):
+            raise status.not_allowed()
+        write = self._writer.update if verb == "update" else self._writer.patch
+        item, is_new = write(target, data, bodies.content_type(request), options)
+        if target.subresource == "scale":
+            return _json(item, 200, options.warnings)
+        return _json(form(request, target, item), CREATED if is_new else 200, options.warnings)
 
-    async def _batches(self, watch: Watch, stream: _Stream, request: web.BaseRequest) -> AsyncIterator[bytes]:
-        """The lines of a watch, as many at a time as there are; bookmarks when nothing happens."""
-        try:
-            seconds = float(request.query.get("timeoutSeconds", 0)) or random.uniform(*WATCH_SECONDS)
-        except ValueError:
-            seconds = random.uniform(*WATCH_SECONDS)
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            try:
-                change = await asyncio.wait_for(watch.next(), min(left, BOOKMARK_SECONDS))
-                lines = [stream.change(change)]
-                while watch.pending():
-                    lines.append(stream.change(await watch.next()))
-            except TimeoutError:
-                lines = [stream.bookmark(self._store.version)]
-            except Expired as error:
-                yield stream.failure(status.expired(error.message))
-                return
-            if data := b"".join(lines):
-                yield data
+    async def _delete(self, request: web.BaseRequest, target: Target) -> web.Response:
+        data = await bodies.read(request)
+        if target.subresource or not _stored(target):
+            raise status.not_allowed()
+        options = read_delete_options(data, lambda name: request.query.get(name, ""))
+        if target.name:
+            return _json(self._writer.delete(target, options))
+        items: list[Object] = selected_items(self._store, request, target)
+        self._writer.delete_collection(target, items, options)
+        return _json(as_list(target.resource, items, str(self._store.version)))
 
 
-class _Stream:
-    """Turns changes into the lines of one client's watch."""
-
-    def __init__(self, request: web.BaseRequest, target: Target) -> None:
-        self._target = target
-        self._selected = _selection(request, target)
-        self._as_table = _wants_table(request)
-        self._include = _include(request)
-        self._bookmarks = request.query.get("allowWatchBookmarks", "").lower() in ("1", "true")
-
-    def change(self, change: Change) -> bytes:
-        """The line for a change: an object that comes into the selection is ADDED to it, one that leaves is DELETED."""
-        is_in = change.kind != DELETED and self._selected(change.item)
-        was_in = change.previous is not None and self._selected(change.previous)
-        if is_in:
-            return self.event(MODIFIED if was_in else ADDED, change.item)
-        return self.event(DELETED, change.item, force=True) if was_in else b""
-
-    def event(self, kind: str, item: Object, *, force: bool = False) -> bytes:
-        """The line that says so, or nothing when the object is not selected."""
-        if not force and not self._selected(item):
-            return b""
-        shown: Any = item
-        if self._as_table:
-            shown = table(self._target.resource, [item], item["metadata"]["resourceVersion"], self._include)
-        return _line({"type": kind, "object": shown})
-
-    def bookmark(self, version: int) -> bytes:
-        """The line that says how far we are, for a client that wants to know."""
-        if not self._bookmarks or self._as_table:
-            return b""
-        resource = self._target.resource
-        metadata = {"resourceVersion": str(version), "creationTimestamp": None}
-        shown = {"kind": resource.kind, "apiVersion": resource.api_version, "metadata": metadata}
-        return _line({"type": "BOOKMARK", "object": shown})
-
-    def failure(self, error: status.ApiError) -> bytes:
-        """The last line of a watch that can't go on."""
-        return _line({"type": "ERROR", "object": error.body})
+def _openapi(request: web.BaseRequest, path: str) -> web.Response:
+    """/openapi/v2 in the form that is asked for, /openapi/v3 and what it leads to in JSON."""
+    if path == "/openapi/v2":
+        if any(name in request.headers.get("Accept", "") for name in (openapi_proto.ASKED, openapi_proto.GIVEN)):
+            data = openapi_proto.encode(openapi.swagger())
+            return web.Response(body=data, headers={"Content-Type": openapi_proto.GIVEN})
+        return _json(openapi.swagger())
+    document = openapi.index() if path == "/openapi/v3" else openapi.group_document(path.removeprefix("/openapi/v3"))
+    if document is None:
+        raise status.no_such_path()
+    return _json(document)
 
 
-def _selection(request: web.BaseRequest, target: Target) -> selectors.Predicate:
-    """Which objects a request is about. Raises ApiError 400 for selectors that make no sense."""
-    try:
-        by_label = selectors.label_selector(request.query.get("labelSelector", ""))
-        by_field = selectors.field_selector(request.query.get("fieldSelector", ""), target.resource)
-    except ValueError as error:
-        raise status.bad_request(str(error)) from None
-    place, name = target.namespace, target.name
-
-    def selected(item: Object) -> bool:
-        metadata = item["metadata"]
-        if (place and metadata.get("namespace") != place) or (name and metadata["name"] != name):
-            return False
-        return by_label(item) and by_field(item)
-
-    return selected
+def _stored(target: Target) -> bool:
+    """Whether the kind is written under this name: events.k8s.io is a view on the Events of the core group."""
+    return target.resource.stored is target.resource
 
 
-def _wants_table(request: web.BaseRequest) -> bool:
-    """Whether the first kind of answer that the client takes, and that we have, is a table."""
-    for wanted in request.headers.get("Accept", "").split(","):
-        parts = [part.strip() for part in wanted.split(";")]
-        if parts[0] in ("application/json", "*/*"):
-            # v1beta1 is what kubectl before 1.16 asks for; the form is the same, so it is given v1.
-            return "as=Table" in parts and "v=v1" in parts
-    return False
+def _verb(request: web.BaseRequest, target: Target) -> str:
+    """What the request wants, in the words of RBAC."""
+    match request.method:
+        case "GET" if request.query.get("watch", "").lower() in ("1", "true"):
+            return "watch"
+        case "GET":
+            return "get" if target.name else "list"
+        case "POST":
+            return "create"
+        case "PUT":
+            return "update"
+        case "PATCH":
+            return "patch"
+        case "DELETE":
+            return "delete" if target.name else "deletecollection"
+    return request.method.lower()
 
 
-def _include(request: web.BaseRequest) -> str:
-    return request.query.get("includeObject", "Metadata")
-
-
-def _line(event: dict[str, Any]) -> bytes:
-    return json.dumps(event, separators=(",", ":")).encode() + b"\n"
-
-
-def _json(document: object, code: int = 200) -> web.Response:
+def _json(document: object, code: int = 200, warnings: list[str] | None = None) -> web.Response:
     data = json.dumps(document, separators=(",", ":")).encode()
-    return web.Response(body=data, status=code, content_type="application/json")
+    response = web.Response(body=data, status=code, content_type="application/json")
+    for warning in warnings or ():
+        response.headers.add("Warning", f"299 - {json.dumps(warning)}")
+    return response

@@ -5,10 +5,15 @@ Stands for k8s.io/apimachinery/pkg/api/errors.
 
 from __future__ import annotations
 
+import json
 from http import HTTPStatus
 from typing import Any
 
+from labs.cluster.admission import Forbidden, NoNamespace
+from labs.cluster.fielderrors import Invalid, unsupported
 from labs.cluster.resources import Resource
+from labs.cluster.store import AlreadyExists, Conflict, NotFound
+from tracer.errors import K8snetError
 
 
 class ApiError(Exception):
@@ -62,16 +67,105 @@ def no_such_path() -> ApiError:
 
 
 def not_allowed() -> ApiError:
-    """A write: there are none yet."""
-    message = "the server does not allow this method on the requested resource (k8snet's API is read-only so far)"
+    """A method that this path does not have."""
+    message = "the server does not allow this method on the requested resource"
     return ApiError(HTTPStatus.METHOD_NOT_ALLOWED, "MethodNotAllowed", message, {})
 
 
 def bad_request(message: str) -> ApiError:
-    """Parameters that make no sense."""
+    """Something that makes no sense."""
     return ApiError(HTTPStatus.BAD_REQUEST, "BadRequest", message)
+
+
+def bad_options(field: str, value: str, known: tuple[str, ...]) -> ApiError:
+    """A parameter of the query that is none of a few words."""
+    return of_error(Invalid("Options", "", [unsupported(field, value, known)], "meta.k8s.io"))
+
+
+def too_large(limit: int, words: str = "") -> ApiError:
+    """More than we read."""
+    message = words or f"Request entity too large: limit is {limit}"
+    return ApiError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "RequestEntityTooLarge", message)
+
+
+def unsupported_media_type(known: tuple[str, ...]) -> ApiError:
+    """A body in a form that we don't read."""
+    message = (
+        f"the body of the request was in an unknown format - accepted media types include: {', '.join(sorted(known))}"
+    )
+    return ApiError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "UnsupportedMediaType", message)
+
+
+def conflict(resource: Resource, name: str, message: str) -> ApiError:
+    """Not the object that the client thinks it is."""
+    return of_error(Conflict(message), resource, name)
+
+
+def unprocessable(message: str) -> ApiError:
+    """A patch that does not fit."""
+    return ApiError(HTTPStatus.UNPROCESSABLE_ENTITY, "Invalid", message)
 
 
 def expired(message: str) -> ApiError:
     """A resourceVersion that is forgotten."""
     return ApiError(HTTPStatus.GONE, "Expired", message)
+
+
+def apply_conflict(rivals: list[tuple[str, tuple[str, ...]]]) -> ApiError:
+    """Fields that somebody else applies with other values (managedfields/internal/conflict.go)."""
+    causes = [
+        {"reason": "FieldManagerConflict", "message": f'conflict with "{manager}"', "field": _dotted(path)}
+        for manager, path in rivals
+    ]
+    told = [f'conflict with "{manager}": {_dotted(path)}' for manager, path in rivals]
+    if len(told) == 1:
+        message = f"Apply failed with 1 conflict: {told[0]}"
+    else:
+        lines = "".join(f"\n- {cause['field']}" for cause in causes)
+        who = ", ".join(sorted({f'"{manager}"' for manager, _ in rivals}))
+        message = f"Apply failed with {len(told)} conflicts: conflicts with {who}:{lines}"
+    return ApiError(HTTPStatus.CONFLICT, "Conflict", message, {"causes": causes})
+
+
+def _dotted(path: tuple[str, ...]) -> str:
+    """A path of managedFields as people read it: .spec.template.spec.containers[name="web"].image."""
+    text = ""
+    for step in path:
+        if step.startswith("f:"):
+            text += f".{step[2:]}"
+        elif step.startswith("k:"):
+            pairs = ",".join(f"{key}={json.dumps(value)}" for key, value in json.loads(step[2:]).items())
+            text += f"[{pairs}]"
+        elif step.startswith("v:"):
+            text += f"[={step[2:]}]"
+    return text
+
+
+def success(details: dict[str, Any]) -> dict[str, Any]:
+    """What a deletion answers when nothing is left to show."""
+    return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details}
+
+
+def of_error(error: K8snetError, resource: Resource | None = None, name: str = "") -> ApiError:
+    """The answer for an error of the store or of admission (k8s.io/apimachinery/pkg/api/errors)."""
+    details = {"name": name, "group": resource.group, "kind": resource.plural} if resource else {}
+    match error:
+        case Invalid():
+            causes = [{"reason": one.reason, "message": one.words, "field": one.field} for one in error.errors]
+            told = {"name": error.name, "group": error.group, "kind": error.kind, "causes": causes}
+            return ApiError(HTTPStatus.UNPROCESSABLE_ENTITY, "Invalid", error.message, told)
+        case NoNamespace():
+            told = {"name": error.name, "kind": "namespaces"}
+            return ApiError(HTTPStatus.NOT_FOUND, "NotFound", error.message, told)
+        case Forbidden():
+            reasons = {"causes": error.causes} if error.causes else {}
+            return ApiError(HTTPStatus.FORBIDDEN, "Forbidden", error.message, {**details, **reasons})
+        case NotFound():
+            return ApiError(HTTPStatus.NOT_FOUND, "NotFound", error.message, details)
+        case AlreadyExists():
+            return ApiError(HTTPStatus.CONFLICT, "AlreadyExists", error.message, details)
+        case Conflict():
+            return ApiError(HTTPStatus.CONFLICT, "Conflict", error.message, details)
+    return ApiError(
+        HTTPStatus.INTERNAL_SERVER_ERROR, "InternalError", f"Internal error occurred: {error.message}", details
+    )

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from labs.cluster.admission import NODE_PORTS, Invalid, admit, qos_class
+from labs.cluster.admission import NODE_PORTS, Invalid, NoNamespace, NoSuchKind, admit, qos_class
 from labs.cluster.options import AddressPlan, ClusterOptions
 from labs.cluster.store import AlreadyExists, Store
 
@@ -86,7 +86,6 @@ def test_node_ports(store: Store) -> None:
 @pytest.mark.parametrize(
     ("item", "message"),
     [
-        ({}, "no matches for kind"),
         ({"apiVersion": "v1", "kind": "Pod", "metadata": {}}, r"metadata\.name: Required"),
         ({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}}, r"spec\.containers: Required"),
         (
@@ -101,10 +100,15 @@ def test_what_is_no_object_is_refused(store: Store, item: dict[str, Any], messag
         admit(store, IPV4, item)
 
 
+def test_a_kind_must_be_known(store: Store) -> None:
+    with pytest.raises(NoSuchKind, match='no matches for kind "None" in version "None"'):
+        admit(store, IPV4, {})
+
+
 def test_a_namespace_must_exist(store: Store) -> None:
     lost = service()
     lost["metadata"]["namespace"] = "nowhere"
-    with pytest.raises(Invalid, match='namespaces "nowhere" not found'):
+    with pytest.raises(NoNamespace, match='namespaces "nowhere" not found'):
         admit(store, IPV4, lost)
 
 

@@ -135,13 +135,6 @@ class TestReading:
         assert len(names("labelSelector=app+in+(web,lets-ship-it)&limit=1")) in (1, 6), "limit may be ignored"
         assert client.get("/api/v1/pods?fieldSelector=spec.nonsense%3D1")[0] == 400
 
-    def test_writes_are_refused(self, client: Client) -> None:
-        request = urllib.request.Request(client.url + "/api/v1/namespaces/default/pods/client", method="DELETE")
-        with pytest.raises(urllib.error.HTTPError) as caught:
-            urllib.request.urlopen(request, context=client.context, timeout=10)
-        with caught.value:
-            assert caught.value.code == 405
-
     def test_watch_from_the_beginning_and_from_a_version(self, client: Client) -> None:
         path = "/api/v1/namespaces/fastapi/services?watch=1&timeoutSeconds=1"
         events = list(client.stream(path))

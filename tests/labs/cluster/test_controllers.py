@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from labs.cluster import endpointslices, scheduler, workloads
+from labs.cluster import endpointslices, garbage, rollouts, scheduler, workloads
 from labs.cluster.admission import admit
 from labs.cluster.options import AddressPlan
-from labs.cluster.resources import DEPLOYMENTS, ENDPOINTSLICES, NODES, PODS, REPLICASETS, SERVICES, key_of
+from labs.cluster.resources import DEPLOYMENTS, ENDPOINTSLICES, NODES, PODS, REPLICASETS, SERVICES, is_ready, key_of
 from labs.cluster.store import Store
 
 PLAN = AddressPlan((4, 6))
@@ -43,10 +43,24 @@ def workload(kind: str, **spec: Any) -> dict[str, Any]:
 
 def run(store: Store, times: int = 3) -> None:
     """All controllers, often enough to settle."""
-    reconcilers = (workloads.reconciler(store, PLAN), scheduler.reconciler(store), endpointslices.reconciler(store))
+    reconcilers = (
+        rollouts.reconciler(store, PLAN),
+        workloads.reconciler(store, PLAN),
+        scheduler.reconciler(store),
+        endpointslices.reconciler(store),
+        garbage.reconciler(store),
+        lambda: stop(store),
+    )
     for _ in range(times):
         for reconcile in reconcilers:
             reconcile()
+
+
+def stop(store: Store) -> None:
+    """What the kubelets would do with pods that are to go."""
+    for pod in store.list(PODS):
+        if "deletionTimestamp" in pod["metadata"]:
+            store.delete(PODS, *key_of(pod))
 
 
 def serve(store: Store, *, ready: bool = True) -> None:
@@ -104,9 +118,74 @@ class TestWorkloads:
         deployment = store.get(DEPLOYMENTS, "default", "web")
         template = {**deployment["spec"]["template"], "metadata": {"labels": {"app": "web", "version": "2"}}}
         store.update(DEPLOYMENTS, {**deployment, "spec": {**deployment["spec"], "template": template}})
-        run(store)
+        for _ in range(6):
+            run(store)
+            serve(store)
         assert {pod["metadata"]["labels"]["version"] for pod in store.list(PODS)} == {"2"}
-        assert len(store.list(REPLICASETS)) == 1
+        sizes = {rollouts._revision(item): item["spec"]["replicas"] for item in store.list(REPLICASETS)}
+        assert sizes == {"1": 0, "2": 2}
+
+    def test_a_rolling_update_keeps_to_its_bounds(self, store: Store) -> None:
+        """10 replicas, 25% each way: never more than 13 pods, never less than 8 that serve."""
+        admit(store, PLAN, workload("Deployment", replicas=10))
+        run(store)
+        serve(store)
+        run(store)
+        self.set_version(store, "2")
+        seen = []
+        for _ in range(20):
+            run(store, 1)
+            pods = [pod for pod in store.list(PODS) if "deletionTimestamp" not in pod["metadata"]]
+            seen.append((len(pods), sum(map(is_ready, pods))))
+            serve(store)
+        assert max(total for total, _ in seen) == 13
+        assert min(ready for _, ready in seen) == 8
+        assert seen[-1] == (10, 10)
+        status = store.get(DEPLOYMENTS, "default", "web")["status"]
+        assert {entry["type"]: entry["reason"] for entry in status["conditions"]} == {
+            "Available": "MinimumReplicasAvailable",
+            "Progressing": "NewReplicaSetAvailable",
+        }
+
+    def test_a_version_that_comes_back_is_the_newest_revision(self, store: Store) -> None:
+        admit(store, PLAN, workload("Deployment", replicas=1))
+        for version in ("1", "2", "1"):
+            self.set_version(store, version)
+            for _ in range(6):
+                run(store)
+                serve(store)
+        sizes = {rollouts._revision(item): item["spec"]["replicas"] for item in store.list(REPLICASETS)}
+        assert sizes == {"2": 0, "3": 1}
+        annotations = store.get(DEPLOYMENTS, "default", "web")["metadata"]["annotations"]
+        assert annotations == {"deployment.kubernetes.io/revision": "3"}
+
+    def test_recreate_never_runs_two_versions(self, store: Store) -> None:
+        admit(store, PLAN, workload("Deployment", replicas=2, strategy={"type": "Recreate"}))
+        run(store)
+        serve(store)
+        self.set_version(store, "2")
+        for _ in range(10):
+            run(store, 1)
+            labels = {pod["metadata"]["labels"].get("version") for pod in store.list(PODS)}
+            assert len(labels) <= 1
+            serve(store)
+        assert labels == {"2"}
+
+    def test_a_paused_deployment_keeps_its_version_but_scales(self, store: Store) -> None:
+        admit(store, PLAN, workload("Deployment", replicas=1))
+        run(store)
+        serve(store)
+        deployment = store.get(DEPLOYMENTS, "default", "web")
+        store.update(DEPLOYMENTS, {**deployment, "spec": {**deployment["spec"], "paused": True, "replicas": 3}})
+        self.set_version(store, "2")
+        run(store)
+        assert [pod["metadata"]["labels"].get("version") for pod in store.list(PODS)] == [None] * 3
+
+    @staticmethod
+    def set_version(store: Store, version: str) -> None:
+        deployment = store.get(DEPLOYMENTS, "default", "web")
+        template = {**deployment["spec"]["template"], "metadata": {"labels": {"app": "web", "version": version}}}
+        store.update(DEPLOYMENTS, {**deployment, "spec": {**deployment["spec"], "template": template}})
 
     def test_a_daemonset_has_one_pod_on_each_node(self, store: Store) -> None:
         admit(store, PLAN, workload("DaemonSet"))

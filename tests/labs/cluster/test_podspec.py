@@ -17,9 +17,11 @@ NODE = NodeFacts("node2", ("172.18.0.3",), "/cg/node2", ClusterOptions())
 
 def pod(container: dict[str, Any] | None = None, **spec: Any) -> dict[str, Any]:
     containers = [{"name": "main", "image": "http-echo", **(container or {})}]
-    metadata = {"name": "web-1", "namespace": "shop", "uid": "u-1", "labels": {"app": "web"}}
+    metadata = {"name": "web-1", "namespace": "shop", "labels": {"app": "web"}}
     item = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"containers": containers, **spec}}
-    return prepare(AddressPlan((4,)), item)[1]
+    _, prepared = prepare(AddressPlan((4,)), item)
+    prepared["metadata"]["uid"] = "u-1"
+    return prepared
 
 
 def spec_of(item: dict[str, Any]) -> ContainerSpec:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from labs.cluster import store as store_module
-from labs.cluster.resources import NODES, PODS
+from labs.cluster.resources import DEPLOYMENTS, NODES, PODS
 from labs.cluster.store import AlreadyExists, Change, Conflict, Expired, NotFound, Store
 
 
@@ -35,7 +35,7 @@ class TestWrites:
     def test_create_fills_in_what_the_server_knows(self) -> None:
         given = pod("a")
         stored = Store().create(PODS, given)
-        assert stored["metadata"]["generation"] == 1
+        assert "generation" not in stored["metadata"], "pods have none"
         assert len(stored["metadata"]["uid"]) == 36
         assert stored["metadata"]["creationTimestamp"].endswith("Z")
         assert "uid" not in given["metadata"], "what the caller holds is not touched"
@@ -55,10 +55,18 @@ class TestWrites:
 
     def test_generation_counts_changes_of_the_spec_only(self) -> None:
         store = Store()
-        stored = store.create(PODS, pod("a"))
-        stored = store.update_status(PODS, "default", "a", {"phase": "Running"})
+        stored = store.create(DEPLOYMENTS, pod("a"))
+        stored = store.update_status(DEPLOYMENTS, "default", "a", {"replicas": 1})
         assert stored["metadata"]["generation"] == 1
-        assert store.update(PODS, {**stored, "spec": {"x": 1}})["metadata"]["generation"] == 2
+        assert store.update(DEPLOYMENTS, {**stored, "spec": {"x": 1}})["metadata"]["generation"] == 2
+
+    def test_a_dry_run_changes_nothing(self) -> None:
+        store = Store()
+        assert store.create(PODS, pod("a"), dry_run=True)["metadata"]["uid"]
+        stored = store.create(PODS, pod("a"))
+        version = store.version
+        assert store.update(PODS, {**stored, "spec": {"x": 1}}, dry_run=True)["spec"] == {"x": 1}
+        assert (store.version, store.get(PODS, "default", "a")) == (version, stored)
 
     def test_an_update_of_an_old_version_is_a_conflict(self) -> None:
         store = Store()

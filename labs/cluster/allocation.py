@@ -1,0 +1,128 @@
+"""ClusterIPs and node ports: who has which, and which are free.
+
+Stands for the allocators behind the Service registry (pkg/registry/core/service: storage/alloc.go, ipallocator,
+portallocator). Left out: persistent bitmaps and their repair; what is taken is read from the Services each time.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import random
+from collections.abc import Iterable
+from typing import Any
+
+from labs.cluster.fielderrors import FieldError, GoText, Invalid, invalid
+from labs.cluster.options import AddressPlan
+from labs.cluster.resources import Object
+
+NODE_PORTS = range(30000, 32768)
+# The lower part of the range is left to addresses that are asked for by name (KEP-3070).
+STATIC_BAND = 256
+_TRIES = 1000
+
+
+def allocate(item: Object, services: Iterable[Object], plan: AddressPlan) -> None:
+    """Give a Service its ClusterIPs and node ports, or check those that it asks for. Raises Invalid.
+
+    `services`: all others.
+    """
+    spec = item["spec"]
+    if spec["type"] == "ExternalName":
+        return
+    used_ips, used_ports = _in_use(services)
+    asked = list(spec.get("clusterIPs") or ([spec["clusterIP"]] if spec.get("clusterIP") else ()))
+    try:
+        if asked and asked[0] == "None":
+            spec["clusterIP"], spec["clusterIPs"] = "None", ["None"]
+        else:
+            spec["clusterIPs"] = _cluster_ips(asked, spec["ipFamilies"], used_ips, plan)
+            spec["clusterIP"] = spec["clusterIPs"][0]
+        if spec["type"] in ("NodePort", "LoadBalancer"):
+            given = spec["type"] == "NodePort" or spec.get("allocateLoadBalancerNodePorts", True)
+            _node_ports(spec.get("ports") or [], used_ports, every=given)
+    except _Refused as refused:
+        raise Invalid("Service", item["metadata"]["name"], [refused.error]) from None
+
+
+class _Refused(Exception):
+    """An address or port that can't be had."""
+
+    def __init__(self, error: FieldError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def _in_use(services: Iterable[Object]) -> tuple[set[str], set[tuple[str, int]]]:
+    ips: set[str] = set()
+    ports: set[tuple[str, int]] = set()
+    for service in services:
+        ips.update(service["spec"].get("clusterIPs") or ())
+        for port in service["spec"].get("ports") or ():
+            if port.get("nodePort"):
+                ports.add((port["protocol"], port["nodePort"]))
+    return ips, ports
+
+
+def _cluster_ips(asked: list[str], families: list[str], used: set[str], plan: AddressPlan) -> list[str]:
+    networks = {"IPv6" if ":" in text else "IPv4": ipaddress.ip_network(text) for text in plan.service_networks}
+    shown = GoText(f"[]string{{{', '.join(map(json.dumps, asked))}}}")
+    given = []
+    for index, family in enumerate(families):
+        network = networks.get(family)
+        if network is None:
+            raise _Refused(invalid(f"spec.ipFamilies[{index}]", family, "not configured on this cluster"))
+        if index >= len(asked):
+            given.append(_free_ip(network, used))
+            continue
+        ip = ipaddress.ip_address(asked[index])
+        trouble = None
+        if ip not in network:
+            trouble = (
+                f"the provided IP ({ip}) is not in the valid range. The range of valid IPs is {network.with_prefixlen}"
+            )
+        elif str(ip) in used:
+            trouble = "provided IP is already allocated"
+        if trouble:
+            raise _Refused(invalid("spec.clusterIPs", shown, f"failed to allocate IP {ip}: {trouble}"))
+        given.append(str(ip))
+    return given
+
+
+def _free_ip(network: Any, used: set[str]) -> str:
+    size = min(network.num_addresses, 1 << 16)
+    for _ in range(_TRIES):
+        ip = str(network.network_address + random.randrange(min(STATIC_BAND, size // 2), size - 1))
+        if ip not in used:
+            return ip
+    for offset in range(1, size - 1):
+        ip = str(network.network_address + offset)
+        if ip not in used:
+            return ip
+    raise _Refused(FieldError("InternalError", "spec.clusterIPs", "failed to allocate a serviceIP: range is full"))
+
+
+def _node_ports(ports: list[Object], used: set[tuple[str, int]], *, every: bool) -> None:
+    """Check those that are asked for; with `every`, give one to each port that has none.
+
+    One port of two protocols (DNS) has the same node port for both, where that is free.
+    """
+    twins = {port["port"]: port["nodePort"] for port in ports if port.get("nodePort")}
+    for index, port in enumerate(ports):
+        field, asked = f"spec.ports[{index}].nodePort", port.get("nodePort")
+        if not asked and not every:
+            continue
+        if not asked:
+            free = [number for number in NODE_PORTS if (port["protocol"], number) not in used]
+            if not free:
+                raise _Refused(FieldError("InternalError", field, "failed to allocate a nodePort: range is full"))
+            twin = twins.get(port["port"])
+            port["nodePort"] = asked = twin if twin in free else random.choice(free)
+            twins[port["port"]] = asked
+        elif asked not in NODE_PORTS:
+            text = f"{NODE_PORTS[0]}-{NODE_PORTS[-1]}"
+            detail = f"provided port is not in the valid range. The range of valid ports is {text}"
+            raise _Refused(invalid(field, asked, detail))
+        elif (port["protocol"], asked) in used:
+            raise _Refused(invalid(field, asked, "provided port is already allocated"))
+        used.add((port["protocol"], asked))

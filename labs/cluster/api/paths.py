@@ -1,0 +1,54 @@
+"""What the path of a request means.
+
+Stands for k8s.io/apiserver/pkg/endpoints/request (RequestInfo). A path is `/api/v1/…` or `/apis/GROUP/VERSION/…`, then
+`[namespaces/NAMESPACE/]PLURAL[/NAME[/SUBRESOURCE]]`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from labs.cluster.api import status
+from labs.cluster.resources import DEPLOYMENTS, NAMESPACES, PODS, REPLICASETS, Resource, by_path
+
+SUBRESOURCES = {
+    NAMESPACES: ("status", "finalize"),
+    PODS: ("status", "log", "exec", "attach", "portforward", "eviction"),
+    DEPLOYMENTS: ("status", "scale"),
+    REPLICASETS: ("status", "scale"),
+}
+
+
+def subresources_of(resource: Resource) -> tuple[str, ...]:
+    """The subresources that a kind has."""
+    return SUBRESOURCES.get(resource, ("status",) if resource.has_status else ())
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a path means. `name` is "" for a collection, `namespace` "" for all, `subresource` "" for the object."""
+
+    resource: Resource
+    namespace: str = ""
+    name: str = ""
+    subresource: str = ""
+
+    @classmethod
+    def parse(cls, path: str) -> Target:
+        """Raises ApiError 404 for what we do not serve."""
+        parts = path.strip("/").split("/")
+        depth = 2 if parts[0] == "api" else 3
+        prefix, rest = "/" + "/".join(parts[:depth]), parts[depth:]
+        namespace = ""
+        if len(rest) >= 3 and rest[0] == "namespaces" and (by_path(prefix, rest[2]) is not None):
+            namespace, rest = rest[1], rest[2:]
+        resource = by_path(prefix, rest[0]) if rest else None
+        if resource is None or len(rest) > 3 or (namespace and not resource.namespaced):
+            raise status.no_such_path()
+        name = rest[1] if len(rest) >= 2 else ""
+        subresource = rest[2] if len(rest) == 3 else ""
+        if (name and resource.namespaced and not namespace) or (
+            subresource and subresource not in subresources_of(resource)
+        ):
+            raise status.no_such_path()
+        return cls(resource, namespace, name, subresource)

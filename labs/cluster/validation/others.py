@@ -1,0 +1,88 @@
+"""ConfigMaps, Secrets, Ingresses, EndpointSlices, NetworkPolicies."""
+
+from __future__ import annotations
+
+from labs.cluster import names
+from labs.cluster.fielderrors import (
+    GoText,
+    forbidden,
+    invalid,
+    required,
+    unsupported,
+)
+from labs.cluster.resources import Object
+from labs.cluster.validation.words import Errors, ip, one_of
+
+
+def data(item: Object) -> Errors:
+    for part in ("data", "binaryData"):
+        for key in item.get(part) or {}:
+            yield from (invalid(f"{part}[{key}]", key, text) for text in names.config_key(key))
+
+
+def update_data(item: Object, old: Object) -> Errors:
+    if not old.get("immutable"):
+        return
+    if not item.get("immutable"):
+        yield forbidden("immutable", "field is immutable when `immutable` is set")
+    for part in ("data", "binaryData"):
+        if (item.get(part) or {}) != (old.get(part) or {}):
+            yield forbidden(part, "field is immutable when `immutable` is set")
+
+
+def update_secret(item: Object, old: Object) -> Errors:
+    if item.get("type") != old.get("type"):
+        yield invalid("type", item.get("type"), "field is immutable")
+    yield from update_data(item, old)
+
+
+def ingress(item: Object) -> Errors:
+    spec = item.get("spec") or {}
+    if not spec.get("rules") and not spec.get("defaultBackend"):
+        yield invalid(
+            "spec", GoText("[]networking.IngressRule(nil)"), "either `defaultBackend` or `rules` must be specified"
+        )
+    for index, rule in enumerate(spec.get("rules") or ()):
+        here = f"spec.rules[{index}]"
+        for number, path in enumerate((rule.get("http") or {}).get("paths") or ()):
+            yield from _ingress_path(path, f"{here}.http.paths[{number}]")
+
+
+def _ingress_path(path: Object, field: str) -> Errors:
+    kinds = ("Exact", "ImplementationSpecific", "Prefix")
+    if not path.get("pathType"):
+        yield required(f"{field}.pathType", "pathType must be specified")
+    elif path["pathType"] not in kinds:
+        yield unsupported(f"{field}.pathType", path["pathType"], kinds)
+    elif path["pathType"] in ("Exact", "Prefix") and not str(path.get("path", "")).startswith("/"):
+        yield invalid(f"{field}.path", path.get("path", ""), "must be an absolute path")
+    service = (path.get("backend") or {}).get("service")
+    if service is None and not (path.get("backend") or {}).get("resource"):
+        yield required(f"{field}.backend", "cannot set both resource and service backends")
+    elif service is not None:
+        if not service.get("name"):
+            yield required(f"{field}.backend.service.name")
+        port = service.get("port") or {}
+        if not port.get("name") and not port.get("number"):
+            yield required(f"{field}.backend", "port name or number is required")
+
+
+def endpointslice(item: Object) -> Errors:
+    yield from one_of(item.get("addressType"), "addressType", ("FQDN", "IPv4", "IPv6"))
+    for index, endpoint in enumerate(item.get("endpoints") or ()):
+        if not endpoint.get("addresses"):
+            yield required(f"endpoints[{index}].addresses", "must contain at least 1 address")
+        for number, text in enumerate(endpoint.get("addresses") or ()):
+            if item.get("addressType") in ("IPv4", "IPv6"):
+                yield from ip(text, f"endpoints[{index}].addresses[{number}]")
+
+
+def update_endpointslice(item: Object, old: Object) -> Errors:
+    if item.get("addressType") != old.get("addressType"):
+        yield invalid("addressType", item.get("addressType"), "field is immutable")
+
+
+def network_policy(item: Object) -> Errors:
+    for index, kind in enumerate(item["spec"].get("policyTypes") or ()):
+        if kind not in ("Egress", "Ingress"):
+            yield unsupported(f"spec.policyTypes[{index}]", kind, ("Egress", "Ingress"))
