@@ -6,9 +6,7 @@ Heavy imports wait until they are needed: what stands at the top of this file is
 
 from __future__ import annotations
 
-import os
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,10 +15,10 @@ import click
 
 from labs.cluster.options import CNIS, IP_FAMILIES, IPTABLES_VARIANTS, PROXY_MODES, ClusterOptions
 from tracer import __version__
-from tracer.errors import FormatError, K8snetError, UsageError
+from tracer.errors import FormatError, K8snetError
+from tracer.program import add_completion, run, say
 
 PROGRAM = "k8snet-lab"
-SHELLS = ("bash", "zsh", "fish")
 DEFAULT_NAME = "k8snet"
 
 EXAMPLES = """\b
@@ -115,9 +113,9 @@ def up(name: str, filenames: tuple[str, ...], **options: Any) -> None:
     with _Progress() as progress:
         started = control.up(wanted, progress.show)
     seconds = f" in {progress.seconds:.1f} s" if started else " already"
-    _say(f"cluster {name} is up{seconds}")
+    say(f"cluster {name} is up{seconds}")
     for note in control.status(name)["notes"]:
-        _say(f"note: {note}")
+        say(f"note: {note}")
 
 
 @cli.command()
@@ -126,7 +124,7 @@ def down(name: str) -> None:
     """End the cluster and wait until nothing of it is left. Does nothing when there is none."""
     from labs.cluster import control
 
-    _say(f"cluster {name} is down" if control.down(name) else f"cluster {name} was not up")
+    say(f"cluster {name} is down" if control.down(name) else f"cluster {name} was not up")
 
 
 @cli.command()
@@ -221,31 +219,12 @@ def render(mode: str, family: str, node: str, filename: str) -> None:
     click.echo(text, nl=False)
 
 
-@cli.command()
-@click.argument("shell_name", metavar="|".join(SHELLS), type=click.Choice(SHELLS))
-def completion(shell_name: str) -> None:
-    """Print the completion script for a shell."""
-    from click.shell_completion import get_completion_class
-
-    found = get_completion_class(shell_name)
-    if found is None:
-        raise UsageError(f"no completion for {shell_name}")
-    click.echo(found(cli, {}, PROGRAM, f"_{PROGRAM.upper().replace('-', '_')}_COMPLETE").source())
+add_completion(cli, PROGRAM)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command and exit with the contract's code."""
-    try:
-        code = cli.main(arguments, prog_name=PROGRAM, standalone_mode=False)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the interpreter's own last flush stays quiet
-        code = 0
-    except (click.Abort, KeyboardInterrupt):
-        code = 130
-    except Exception as error:
-        code = _report(error)
-    sys.exit(code if isinstance(code, int) else 0)
+    sys.exit(run(cli, PROGRAM, arguments))
 
 
 class _Progress:
@@ -286,37 +265,6 @@ def _read(filename: str) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise FormatError(f"{filename}: {reason}") from error
-
-
-def _say(text: str) -> None:
-    """One line on standard error; names in it may come from anywhere. A closed standard error is no reason to end."""
-    from tracer.escape import escape
-
-    try:
-        sys.stderr.write("\n".join(map(escape, text.split("\n"))) + "\n")
-        sys.stderr.flush()
-    except OSError:
-        pass
-
-
-def _report(error: Exception) -> int:
-    """Show an error as the contract wants it; returns the exit code."""
-    if os.environ.get("K8SNET_DEBUG") == "1":
-        traceback.print_exception(error)
-        _say(getattr(error, "log", ""))
-    if isinstance(error, click.ClickException):
-        path = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else PROGRAM
-        message = " ".join(error.format_message().split())
-        error, code = K8snetError(message, hint=f"{path} --help"), error.exit_code
-    elif isinstance(error, K8snetError):
-        code = error.exit_code
-    else:
-        hint = "this is a defect of k8snet; K8SNET_DEBUG=1 shows where"
-        error, code = K8snetError(f"{type(error).__name__}: {error}", hint=hint), 1
-    _say(f"error: {error.message}")
-    if error.hint:
-        _say(f"hint: {error.hint}")
-    return code
 
 
 if __name__ == "__main__":

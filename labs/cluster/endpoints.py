@@ -32,6 +32,8 @@ SKIP_MIRROR = "endpointslice.kubernetes.io/skip-mirror"
 def reconciler(store: Store) -> Callable[[], None]:
     """The function that brings Endpoints and mirrored slices up to date."""
 
+    written: set[tuple[str, str]] = set()  # those that are ours
+
     def reconcile() -> None:
         pods: dict[str, list[Object]] = {}
         for pod in store.list(PODS):
@@ -40,18 +42,15 @@ def reconciler(store: Store) -> Callable[[], None]:
         services = {key_of(service): service for service in store.list(SERVICES)}
         for key, service in services.items():
             if service["spec"].get("selector") and service["spec"]["type"] != "ExternalName":
+                written.add(key)
                 _write(store, service, existing.get(key), subsets(service, pods.get(key[0], [])))
-        for key, item in existing.items():
-            if key not in services and not item["metadata"].get("ownerReferences"):
-                labels = item["metadata"].get("labels") or {}
-                if labels.get(MANAGED) == "endpoint-controller":
-                    store.delete(ENDPOINTS, *key)
+        for key in existing.keys() - services.keys():
+            if key in written:  # the Service is gone: its Endpoints go too
+                store.delete(ENDPOINTS, *key)
+        written.intersection_update(services)
         _mirror(store, services, existing)
 
     return reconcile
-
-
-MANAGED = "endpoints.kubernetes.io/managed-by"
 
 
 def subsets(service: Object, pods: list[Object]) -> list[Object]:
@@ -117,14 +116,11 @@ def _mirror(store: Store, services: dict[tuple[str, str], Object], existing: dic
     for key, endpoints in existing.items():
         service = services.get(key)
         skip = (endpoints["metadata"].get("labels") or {}).get(SKIP_MIRROR) == "true"
-        if service is not None and not service["spec"].get("selector") and not skip and key != KUBERNETES:
+        if service is not None and not service["spec"].get("selector") and not skip:
             _write_slices(store, endpoints, slices.pop(key, []))
     for orphans in slices.values():
         for item in orphans:
             store.delete(ENDPOINTSLICES, *key_of(item))
-
-
-KUBERNETES = ("default", "kubernetes")  # its slice is the API server's own
 
 
 def _write_slices(store: Store, endpoints: Object, current: list[Object]) -> None:

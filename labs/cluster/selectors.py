@@ -34,6 +34,11 @@ FIELDS = {
     "Node": ("spec.unschedulable",),
     "Namespace": ("status.phase",),
     "Service": ("spec.clusterIP", "spec.type"),
+    "Secret": ("type",),
+    "Event": (
+        *(f"involvedObject.{part}" for part in ("kind", "namespace", "name", "uid", "apiVersion", "fieldPath")),
+        *("involvedObject.resourceVersion", "reason", "reportingComponent", "type"),
+    ),
 }
 
 

@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from labs.cluster import (
+    endpoints,
     endpointslices,
     events,
     garbage,
     linux,
     manifests,
+    namespaces,
     network,
     rollouts,
     scheduler,
@@ -42,6 +44,7 @@ from labs.cluster.podspec import API_PORT, PATH, NodeFacts
 from labs.cluster.resources import (
     DAEMONSETS,
     DEPLOYMENTS,
+    ENDPOINTS,
     ENDPOINTSLICES,
     NODES,
     PODS,
@@ -114,6 +117,9 @@ class World:
         self._run("workloads", workloads.WATCHED, workloads.reconciler(self.store, self.options.plan))
         self._run("endpointslices", endpointslices.WATCHED, self._reconcile_endpoints)
         self._run("garbage collector", all_resources(), garbage.reconciler(self.store), garbage.concerns)
+        self._run("endpoints", endpoints.WATCHED, endpoints.reconciler(self.store))
+        authority = self._authority.certificate.decode()
+        self._run("namespaces", namespaces.WATCHED, namespaces.reconciler(self.store, authority))
         self._keep("events", self._forget_events)
         for node in self.nodes:
             self._keep(node.facts.name, functools.partial(self._run_node, node))
@@ -238,6 +244,7 @@ class World:
                 self._create(item)
         service = self.store.get(SERVICES, "default", "kubernetes")
         self.store.create(ENDPOINTSLICES, self._api_slice(service))
+        self.store.create(ENDPOINTS, self._api_endpoints(service))
 
     def _create(self, item: Object) -> None:
         try:
@@ -291,6 +298,24 @@ class World:
             "addressType": "IPv4",
             "ports": [{"name": "https", "protocol": "TCP", "port": API_PORT}],
             "endpoints": [{"addresses": [self.nodes[0].facts.addresses[0]], "conditions": {"ready": True}}],
+        }
+
+    def _api_endpoints(self, service: Object) -> Object:
+        """The same in the older form."""
+        return {
+            "apiVersion": "v1",
+            "kind": "Endpoints",
+            "metadata": {
+                "name": service["metadata"]["name"],
+                "namespace": service["metadata"]["namespace"],
+                "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"},
+            },
+            "subsets": [
+                {
+                    "addresses": [{"ip": self.nodes[0].facts.addresses[0]}],
+                    "ports": [{"name": "https", "port": API_PORT, "protocol": "TCP"}],
+                }
+            ],
         }
 
     # --- components ---------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from http import HTTPStatus
 
 from aiohttp import web
 
-from labs.cluster.api import auth, bodies, discovery, openapi, openapi_proto, scale, status
+from labs.cluster.api import auth, bodies, discovery, logs, openapi, openapi_proto, scale, status
 from labs.cluster.api.bodies import Options
 from labs.cluster.api.paths import Target
 from labs.cluster.api.reading import as_list, find, form, get, list_items, selected_items
@@ -82,7 +82,7 @@ class ApiServer:
         auth.authorize(user, verb, target.resource, target.namespace, target.name, path)
         match verb:
             case "get":
-                return self._get(request, target)
+                return await self._get(request, target)
             case "list":
                 return _json(list_items(self._store, request, target))
             case "watch":
@@ -95,9 +95,11 @@ class ApiServer:
                 return await self._delete(request, target)
         raise status.not_allowed()
 
-    def _get(self, request: web.BaseRequest, target: Target) -> web.Response:
+    async def _get(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
         if target.subresource == "scale":
             return _json(scale.scale_of(find(self._store, target)))
+        if target.subresource == "log":
+            return await logs.send(self._store, request, find(self._store, target))
         if target.subresource not in ("", "status"):
             raise status.not_allowed()
         return _json(get(self._store, request, target))

@@ -55,6 +55,11 @@ def age(item: Object, now: datetime.datetime | None = None) -> str:
     return human_duration(int(((now or datetime.datetime.now(datetime.UTC)) - created).total_seconds()))
 
 
+def _ago(moment: str | None) -> str:
+    """How long ago something was."""
+    return age({"metadata": {"creationTimestamp": moment}}) if moment else "<unknown>"
+
+
 def human_duration(seconds: int) -> str:
     """Two units at most, fewer the longer it is."""
     if seconds < 0:
@@ -95,7 +100,6 @@ def _pod(pod: Object) -> Cells:
     status, spec = pod.get("status") or {}, pod["spec"]
     states = status.get("containerStatuses") or []
     ready = sum(1 for state in states if state["ready"])
-    restarts = sum(state["restartCount"] for state in states)
     word = status.get("reason") or status.get("phase", "Unknown")
     for state in states:
         waiting, ended = state["state"].get("waiting"), state["state"].get("terminated")
@@ -109,13 +113,21 @@ def _pod(pod: Object) -> Cells:
         pod["metadata"]["name"],
         f"{ready}/{len(spec['containers'])}",
         word,
-        restarts,
+        _restarts(states),
         age(pod),
         status.get("podIP") or NONE,
         spec.get("nodeName") or NONE,
         status.get("nominatedNodeName") or NONE,
         NONE,
     ]
+
+
+def _restarts(states: list[Object]) -> str:
+    """How often containers were started again, and when last: "3 (5m ago)"."""
+    count = sum(state["restartCount"] for state in states)
+    ends = [(state.get("lastState") or {}).get("terminated", {}).get("finishedAt") for state in states]
+    last = max((end for end in ends if end), default=None)
+    return f"{count} ({_ago(last)} ago)" if count and last else str(count)
 
 
 def _service(service: Object) -> Cells:
@@ -185,6 +197,90 @@ def _endpointslice(item: Object) -> Cells:
     return [item["metadata"]["name"], item["addressType"], ports or unset, _some(addresses) or unset, age(item)]
 
 
+def _endpoints(item: Object) -> Cells:
+    listed = [
+        f"[{address['ip']}]:{port['port']}" if ":" in address["ip"] else f"{address['ip']}:{port['port']}"
+        for subset in item.get("subsets") or ()
+        for port in subset.get("ports") or ()
+        for address in subset.get("addresses") or ()
+    ]
+    return [item["metadata"]["name"], _some(listed) or NONE, age(item)]
+
+
+def _event(event: Object) -> Cells:
+    first, last, count = event.get("firstTimestamp"), event.get("lastTimestamp"), event.get("count") or 1
+    seen = _ago(last or event.get("eventTime"))
+    if count > 1:
+        seen = f"{seen} (x{count} over {_ago(first)})"
+    source, about = event.get("source") or {}, event["involvedObject"]
+    return [
+        seen,
+        event.get("type", ""),
+        event.get("reason", ""),
+        f"{about.get('kind', '').lower()}/{about.get('name', '')}",
+        about.get("fieldPath", ""),
+        ", ".join(filter(None, (source.get("component"), source.get("host")))),
+        str(event.get("message", "")).strip(),
+        _ago(first or event.get("eventTime")),
+        count,
+        event["metadata"]["name"],
+    ]
+
+
+def _configmap(item: Object) -> Cells:
+    count = len(item.get("data") or {}) + len(item.get("binaryData") or {})
+    return [item["metadata"]["name"], str(count), age(item)]
+
+
+def _secret(item: Object) -> Cells:
+    return [item["metadata"]["name"], item.get("type", ""), str(len(item.get("data") or {})), age(item)]
+
+
+def _service_account(item: Object) -> Cells:
+    return [item["metadata"]["name"], str(len(item.get("secrets") or ())), age(item)]
+
+
+def _ingress(item: Object) -> Cells:
+    spec = item.get("spec") or {}
+    hosts = [rule["host"] for rule in spec.get("rules") or () if rule.get("host")]
+    balanced = ((item.get("status") or {}).get("loadBalancer") or {}).get("ingress") or ()
+    return [
+        item["metadata"]["name"],
+        spec.get("ingressClassName") or NONE,
+        _some(hosts) or "*",
+        ",".join(entry.get("ip") or entry.get("hostname", "") for entry in balanced),
+        "80, 443" if spec.get("tls") else "80",
+        age(item),
+    ]
+
+
+def _ingress_class(item: Object) -> Cells:
+    spec = item.get("spec") or {}
+    parameters = spec.get("parameters")
+    shown = f"{parameters.get('kind')}.{parameters.get('apiGroup')}/{parameters.get('name')}" if parameters else NONE
+    return [item["metadata"]["name"], spec.get("controller", ""), shown, age(item)]
+
+
+def _network_policy(item: Object) -> Cells:
+    selector = (item.get("spec") or {}).get("podSelector") or {}
+    return [item["metadata"]["name"], _selector_text(selector), age(item)]
+
+
+def _selector_text(selector: Object) -> str:
+    """A label selector as kubectl takes it (metav1.FormatLabelSelector)."""
+    parts = [f"{key}={value}" for key, value in sorted((selector.get("matchLabels") or {}).items())]
+    for entry in selector.get("matchExpressions") or ():
+        key, values = entry["key"], ",".join(sorted(entry.get("values") or ()))
+        match entry["operator"]:
+            case "In" | "NotIn":
+                parts.append(f"{key} {entry['operator'].lower()} ({values})")
+            case "Exists":
+                parts.append(key)
+            case "DoesNotExist":
+                parts.append(f"!{key}")
+    return ",".join(parts) or NONE
+
+
 def _some(texts: list[str]) -> str:
     """The first three, and how many there are beyond them."""
     more = f" + {len(texts) - 3} more..." if len(texts) > 3 else ""
@@ -197,7 +293,7 @@ def _containers(item: Object) -> Cells:
 
 
 def _selector(item: Object) -> str:
-    return _pairs(item["spec"]["selector"].get("matchLabels"))
+    return _selector_text(item["spec"]["selector"])
 
 
 def _deployment(item: Object) -> Cells:
@@ -261,6 +357,20 @@ _TABLES: dict[str, tuple[tuple[str, ...], Callable[[Object], Cells]]] = {
         _node,
     ),
     "Namespace": (("Name", "Status", "Age"), _namespace),
+    "Endpoints": (("Name", "Endpoints", "Age"), _endpoints),
+    "Event": (
+        (
+            *("Last Seen", "Type", "Reason", "Object", "Subobject+", "Source+", "Message"),
+            *("First Seen+", "Count+", "Name+"),
+        ),
+        _event,
+    ),
+    "ConfigMap": (("Name", "Data", "Age"), _configmap),
+    "Secret": (("Name", "Type", "Data", "Age"), _secret),
+    "ServiceAccount": (("Name", "Secrets", "Age"), _service_account),
+    "Ingress": (("Name", "Class", "Hosts", "Address", "Ports", "Age"), _ingress),
+    "IngressClass": (("Name", "Controller", "Parameters", "Age"), _ingress_class),
+    "NetworkPolicy": (("Name", "Pod-Selector", "Age"), _network_policy),
     "EndpointSlice": (("Name", "AddressType", "Ports", "Endpoints", "Age"), _endpointslice),
     "Deployment": (("Name", "Ready", "Up-to-date", "Available", "Age", *_TEMPLATE_COLUMNS), _deployment),
     "ReplicaSet": (("Name", "Desired#", "Current#", "Ready#", "Age", *_TEMPLATE_COLUMNS), _replicaset),

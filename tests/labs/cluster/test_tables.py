@@ -55,7 +55,7 @@ def cells(resource: object, item: dict[str, object]) -> list[object]:
 
 def test_a_pod_shows_what_its_containers_wait_for() -> None:
     row = cells(PODS, pod())
-    assert row[:4] == ["a", "0/2", "CrashLoopBackOff", 3]
+    assert row[:4] == ["a", "0/2", "CrashLoopBackOff", "3"]
     assert row[5:7] == ["10.244.0.2", "node1"]
     assert (
         cells(PODS, {**pod(), "metadata": {"name": "a", "creationTimestamp": CREATED, "deletionTimestamp": CREATED}})[2]
