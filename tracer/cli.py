@@ -6,10 +6,7 @@ Heavy imports wait until they are needed: what stands at the top of this file is
 
 from __future__ import annotations
 
-import contextlib
-import os
 import sys
-import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -19,11 +16,11 @@ from tracer import __version__
 from tracer.commands.explain import explain
 from tracer.commands.probe import probe
 from tracer.commands.services import services
-from tracer.errors import K8snetError, UsageError
+from tracer.errors import UsageError
 from tracer.options import TraceGroup, trace_options, wanted
+from tracer.program import add_completion, run, say
 
 PROGRAM = "k8snet-trace"
-SHELLS = ("bash", "zsh", "fish")
 
 EXAMPLES = """\b
 Examples:
@@ -32,6 +29,8 @@ Examples:
   sudo k8snet-trace --failed -o json                   what did not get through, as JSON
   sudo k8snet-trace --record night.jsonl --duration 60 record a minute
   k8snet-trace --replay night.jsonl --pod 'web-*'      look at it later, without root
+  sudo k8snet-trace services                           every Service as the kernel's rules have it
+  sudo k8snet-trace explain fastapi/lets-ship-it:http  where a packet would go, rule by rule, and why
   sudo k8snet-trace probe fastapi/lets-ship-it:http    which pod each of 30 new flows reaches
   k8snet-trace doctor                                  what works on this machine, and what mends the rest
   k8snet-trace completion bash > /etc/bash_completion.d/k8snet-trace
@@ -81,32 +80,12 @@ def doctor(output: str, kubeconfig: str | None) -> int:
     return 0 if doctor.can_trace(results) else 3
 
 
-@cli.command()
-@click.argument("shell", type=click.Choice(SHELLS))
-def completion(shell: str) -> None:
-    """Print the completion script for a shell."""
-    from click.shell_completion import get_completion_class
-
-    found = get_completion_class(shell)
-    if found is None:
-        raise UsageError(f"no completion for {shell}")
-    click.echo(found(cli, {}, PROGRAM, f"_{PROGRAM.upper().replace('-', '_')}_COMPLETE").source())
+add_completion(cli, PROGRAM)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command and exit with the contract's code."""
-    try:
-        code = cli.main(arguments, prog_name=PROGRAM, standalone_mode=False)
-        if sys.stdout is not None:  # it may have been closed
-            sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the interpreter's own last flush stays quiet
-        code = 0
-    except (click.Abort, KeyboardInterrupt):
-        code = 130
-    except Exception as error:
-        code = _report(error)
-    sys.exit(code if isinstance(code, int) else 0)
+    sys.exit(run(cli, PROGRAM, arguments))
 
 
 def _trace(options: dict[str, Any]) -> None:
@@ -123,7 +102,7 @@ def _trace(options: dict[str, Any]) -> None:
             (_live if options["replay"] is None else _replay)(options, sinks, tally, stop)
         finally:
             if tally.backend:
-                _say(tally.summary())
+                say(tally.summary())
 
 
 def _live(options: dict[str, Any], sinks: Any, tally: Any, stop: Any) -> None:
@@ -138,7 +117,7 @@ def _live(options: dict[str, Any], sinks: Any, tally: Any, stop: Any) -> None:
         ready_file=options["ready_file"],
         limits=Limits(options["count"], options["duration"]),
     )
-    live(settings, wanted(options), sinks, tally, stopped=stop, say=_say, on_ready=_greet)
+    live(settings, wanted(options), sinks, tally, stopped=stop, say=say, on_ready=_greet)
 
 
 def _replay(options: dict[str, Any], sinks: Any, tally: Any, stop: Any) -> None:
@@ -154,13 +133,13 @@ def _replay(options: dict[str, Any], sinks: Any, tally: Any, stop: Any) -> None:
     finally:
         skipped = tally.skipped()
         if skipped is not None:
-            _say(f"note: {skipped}")
+            say(f"note: {skipped}")
 
 
 def _greet(source: Any) -> None:
     """Tell a person, not a log, that the hooks are attached."""
     if sys.stderr is not None and sys.stderr.isatty():
-        _say(f"tracing with the {source.backend} backend; Ctrl-C ends it")
+        say(f"tracing with the {source.backend} backend; Ctrl-C ends it")
 
 
 def _show_bpf(backend: str) -> None:
@@ -178,31 +157,3 @@ def _refuse_trace_options(context: click.Context) -> None:
                 f"{parameter.opts[-1]} belongs to the live trace, not to {context.invoked_subcommand}",
                 hint=f"{PROGRAM} {context.invoked_subcommand} --help",
             )
-
-
-def _say(text: str) -> None:
-    """One line on standard error; names in it may come from anywhere. A closed standard error is no reason to end."""
-    from tracer.escape import escape
-
-    with contextlib.suppress(OSError, AttributeError):
-        sys.stderr.write("\n".join(map(escape, text.split("\n"))) + "\n")
-        sys.stderr.flush()
-
-
-def _report(error: Exception) -> int:
-    """Show an error as the contract wants it; returns the exit code."""
-    if os.environ.get("K8SNET_DEBUG") == "1":
-        traceback.print_exception(error)
-    if isinstance(error, click.ClickException):
-        path = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else PROGRAM
-        message = " ".join(error.format_message().split())
-        error, code = K8snetError(message, hint=f"{path} --help"), error.exit_code
-    elif isinstance(error, K8snetError):
-        code = error.exit_code
-    else:
-        hint = "this is a defect of k8snet; K8SNET_DEBUG=1 shows where"
-        error, code = K8snetError(f"{type(error).__name__}: {error}", hint=hint), 1
-    _say(f"error: {error.message}")
-    if error.hint:
-        _say(f"hint: {error.hint}")
-    return code
