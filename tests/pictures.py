@@ -16,6 +16,7 @@ from rich.text import Text
 
 from tests.cli.command import Terminal
 from tests.labs.lab import Lab, lab
+from tracer import netns
 
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 COLUMNS = 120
@@ -59,6 +60,18 @@ def status(cluster: Lab) -> str:
     return drawn.stdout.replace(cluster.name, "k8snet")
 
 
+def explanation(cluster: Lab) -> str:
+    """The screen of explain, asked on a node about a pod's call of a Service."""
+    init = cluster.exec("node1", "sh", "-c", "readlink /proc/self/ns/net").stdout.strip()
+    inode = int(init.partition("[")[2].rstrip("]"))
+    path = netns.every()[inode]
+    source = cluster.exec("default/client", "hostname", "-i").stdout.strip()
+    arguments = ("explain", "fastapi/lets-ship-it:http", "--netns", path, "--source", source)
+    with Terminal(*arguments, columns=COLUMNS) as terminal:
+        terminal.finish()
+        return terminal.screen.decode()
+
+
 def main() -> None:
     """Make all the pictures."""
     PICTURES.mkdir(exist_ok=True)
@@ -66,6 +79,7 @@ def main() -> None:
         draw("trace.svg", "sudo k8snet-trace --comm curl", trace(cluster))
     with Lab() as cluster:
         draw("map.svg", "sudo k8snet-lab status", status(cluster))
+        draw("explain.svg", "sudo k8snet-trace explain fastapi/lets-ship-it:http --source …", explanation(cluster))
 
 
 if __name__ == "__main__":

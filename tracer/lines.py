@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from tracer import render
@@ -62,8 +64,9 @@ class Brush:
         self._codes: dict[str, tuple[str, str]] = {}
 
     def paint(self, spans: Iterable[render.Span]) -> str:
-        """One line without its newline."""
-        return "".join([self._painted(text, style) for text, style in spans])
+        """One line without its newline; neighbours of one style become one."""
+        joined = ((style, "".join(text for text, _ in alike)) for style, alike in groupby(spans, itemgetter(1)))
+        return "".join(self._painted(text, style) for style, text in joined)
 
     def _painted(self, text: str, style: str) -> str:
         codes = self._codes.get(style)

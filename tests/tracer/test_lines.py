@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.tracer.fakes import EXAMPLE, FakeNames, MemoryWriter, example, raw, shape
 from tracer.filters import Filter
-from tracer.lines import LineSink, Painter
+from tracer.lines import Brush, LineSink, Painter
 from tracer.render import Span
 from tracer.resolve import Resolver
 from tracer.shapes import Shapes
@@ -52,3 +52,9 @@ def test_time_and_latency_vary_within_a_shape() -> None:
 def test_markup_in_names_is_text() -> None:
     painted = Painter(colour=True).paint([Span("[red]x[/] :smile: ", "process"), Span("10.0.0.1", "plain")])
     assert painted == "\x1b[1m[red]x[/] :smile: \x1b[0m10.0.0.1"
+
+
+def test_neighbours_of_one_style_are_painted_as_one() -> None:
+    spans = (Span("a", "dim"), Span(" b", "dim"), Span("c"), Span("d"))
+    assert Brush(colour=True).paint(spans) == "\x1b[2ma b\x1b[0mcd"
+    assert Brush(colour=False).paint(spans) == "a bcd"
