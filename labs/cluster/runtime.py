@@ -42,6 +42,7 @@ from tracer.errors import K8snetError
 
 OURS = "k8snet"  # the source of the mounts made here, by which they are known
 MAX_MESSAGE = 1 << 17
+ENDING = (signal.SIGTERM, signal.SIGINT)
 NOTIFY_FD = 3  # where a container finds the pipe for `Container.notify`
 EXTRA_FD = 4  # where a container finds the first extra descriptor
 LISTEN_SECONDS = 10.0
@@ -363,6 +364,8 @@ def _run_middle(spec: ContainerSpec, fds: list[int], writer: int) -> None:
     # Opened now: the container mounts a /proc of its own over this one, which does not know us.
     network = os.open("/proc/self/net", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     linux.unshare(linux.CLONE_NEWPID | linux.CLONE_NEWNS | linux.CLONE_NEWUTS | linux.CLONE_NEWIPC)
+    # A request to end that comes before the program can hear it waits for it: see _run_program.
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     pid = os.fork()
     if pid == 0:
         _run_container(spec, notify, log, rest)
@@ -428,7 +431,12 @@ def _run_program(spec: ContainerSpec) -> int:
         if not spec.wait_for_ports:
             os.write(NOTIFY_FD, b"ready\n")
         os.set_inheritable(NOTIFY_FD, False)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         os.execvp(argv[0], argv)
+    if spec.facts:  # a pod's: the kernel drops signals that the first process of a pid namespace has no handler for
+        for number in ENDING:
+            signal.signal(number, _leave)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     find(spec.image).run(Container(spec))
     return 0
 
@@ -451,7 +459,12 @@ def _reset_signals() -> None:
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    signal.pthread_sigmask(signal.SIG_SETMASK, ENDING)
+
+
+def _leave(number: int, _frame: object) -> None:
+    """Being asked to end before the program has said how it ends."""
+    os._exit(128 + number)
 
 
 def _mount_own_file_systems(spec: ContainerSpec) -> None:

@@ -35,6 +35,8 @@ WIDE = frozenset(
 TEXT_MAPS = frozenset(
     {"labels", "annotations", "matchLabels", "nodeSelector", "selector", "data", "stringData", "binaryData", "options"}
 )
+# Lists that objects show also when they are empty (no omitempty).
+SHOWN_EMPTY = frozenset({"endpoints", "ports", "containers", "paths"})
 _GROUPS = {
     "": "core_v1",
     "apps": "apps_v1",
@@ -75,9 +77,14 @@ def check(item: Object, kind: str) -> list[str]:
 
 
 def without_nulls(value: Any) -> Any:
-    """A JSON value as Go's decoder leaves it in a struct: a field that is null is a field that is not there."""
+    """A JSON value as it comes out of a Go struct again: a field that is null or an empty list is one that is not
+    there."""
     if isinstance(value, dict):
-        return {key: without_nulls(entry) for key, entry in value.items() if entry is not None}
+        return {
+            key: without_nulls(entry)
+            for key, entry in value.items()
+            if entry is not None and (entry != [] or key in SHOWN_EMPTY)
+        }
     if isinstance(value, list):
         return [without_nulls(entry) for entry in value if entry is not None]
     return value

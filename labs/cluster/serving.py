@@ -6,6 +6,8 @@ What belongs here: what any of them needs to serve. What does not: what they ans
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import signal
 import socket
 from collections.abc import Callable
@@ -14,6 +16,7 @@ from typing import cast
 from labs.cluster.runtime import Container
 
 BACKLOG = 4096
+LOG_BYTES = 10 * 1024 * 1024  # containerLogMaxSize of the kubelet
 
 
 def ports_of(container: Container, protocol: str, default: int) -> list[int]:
@@ -57,6 +60,13 @@ async def serve_datagrams(make: Callable[[], Datagrams], port: int, families: li
 def leave_no_zombies() -> None:
     """Have the kernel reap what ends as our orphan: the first process of a pid namespace gets all of them."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+
+
+def say(text: str) -> None:
+    """Write a line to the container's log, unless that is full already."""
+    with contextlib.suppress(OSError):
+        if os.fstat(1).st_size < LOG_BYTES:
+            os.write(1, f"{text}\n".encode())
 
 
 async def wait_for_signal() -> None:

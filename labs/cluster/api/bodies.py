@@ -1,7 +1,7 @@
 """What a client sends: from bytes to an object that can be trusted to have the form of its kind.
 
 Stands for k8s.io/apiserver/pkg/endpoints/handlers/{create,update,rest}.go where they read and decode, with their words.
-Left out: protobuf and CBOR, which are refused as any unknown form is.
+Left out: CBOR, which is refused as any unknown form is.
 
 What belongs here: bytes, JSON, types, unknown fields. What does not: whether the object makes sense.
 """
@@ -16,12 +16,13 @@ from typing import Any
 from aiohttp import web
 
 from labs.cluster import schema
-from labs.cluster.api import status
+from labs.cluster.api import protobuf, status
 from labs.cluster.resources import Object, Resource
 
 MAX_BYTES = 3 * 1024 * 1024  # MaxRequestBodyBytes of the generic API server
 MAX_DEPTH = 500
 JSON_TYPE, YAML_TYPE = "application/json", "application/yaml"
+READ = (JSON_TYPE, protobuf.MEDIA_TYPE, YAML_TYPE)
 _VALIDATIONS = ("Ignore", "Warn", "Strict")
 
 
@@ -71,6 +72,8 @@ def decode(data: bytes, media_type: str) -> Any:
     """A JSON (or YAML) value. Raises ValueError with Go's words as far as they can be had."""
     if media_type == YAML_TYPE:
         return _from_yaml(data)
+    if media_type == protobuf.MEDIA_TYPE:
+        return protobuf.decode(data)
     try:
         value = json.loads(data, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
@@ -104,8 +107,8 @@ def _from_yaml(data: bytes) -> Any:
 
 def read_object(data: bytes, media_type: str, resource: Resource, options: Options) -> Object:
     """The object of a kind that a body holds. Raises ApiError 400 or 415."""
-    if media_type not in (JSON_TYPE, YAML_TYPE):
-        raise status.unsupported_media_type((JSON_TYPE, YAML_TYPE))
+    if media_type not in READ:
+        raise status.unsupported_media_type(READ)
     try:
         item = decode(data, media_type)
     except ValueError as error:

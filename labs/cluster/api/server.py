@@ -71,6 +71,8 @@ class ApiServer:
         fixed = discovery.version() if path == "/version" else discovery.document(path, request.host)
         if fixed is not None:
             auth.authorize(user, request.method.lower(), None, "", "", path)
+            if request.method != "GET":
+                raise status.not_allowed()
             return _json(fixed)
         if path.startswith("/openapi/"):
             auth.authorize(user, request.method.lower(), None, "", "", path)
@@ -127,7 +129,7 @@ class ApiServer:
         data = await bodies.read(request)
         if target.subresource or not _stored(target):
             raise status.not_allowed()
-        options = read_delete_options(data, lambda name: request.query.get(name, ""))
+        options = read_delete_options(data, bodies.content_type(request), lambda name: request.query.get(name, ""))
         if target.name:
             return _json(self._writer.delete(target, options))
         items: list[Object] = selected_items(self._store, request, target)

@@ -123,10 +123,11 @@ def _list(original: list[Any], patch: list[Any], kind: str, key: str | None) -> 
     if key is None:
         return [_plain(entry) for entry in patch if not _is_directive(entry)]
     if key == "":
-        return [*original, *(value for value in patch if value not in original)]
+        return _ordered([*original, *(value for value in patch if value not in original)], patch, original, key)
     if any(isinstance(entry, dict) and entry.get(DIRECTIVE) == "replace" for entry in patch):
         return [_plain(entry) for entry in patch if not _is_directive(entry)]
     merged = list(original)
+    wanted = [entry for entry in patch if not _is_directive(entry)]
     for entry in patch:
         if not isinstance(entry, dict):
             raise BadPatch("Invalid JSON document")
@@ -139,7 +140,7 @@ def _list(original: list[Any], patch: list[Any], kind: str, key: str | None) -> 
             merged[found[0]] = _map(merged[found[0]], entry, kind.removeprefix("[]"))
         else:
             merged.append(_plain(entry))
-    return merged
+    return _ordered(merged, wanted, original, key)
 
 
 def _is_directive(entry: Any) -> bool:

@@ -149,6 +149,8 @@ class Writer:
             item.pop("status", None)
         kind = schema.type_name(resource)
         result = apply.apply(old, item, kind, options.manager, force=options.force)
+        if kind is not None:
+            result = schema.without_nulls(result)
         if old is None:
             return self._create(target, result, options), True
         return self._replace(target, old, result, options), False
@@ -187,12 +189,12 @@ class Writer:
         return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}
 
 
-def read_delete_options(data: bytes, query: Callable[[str], str]) -> DeleteOptions:
+def read_delete_options(data: bytes, media_type: str, query: Callable[[str], str]) -> DeleteOptions:
     """The DeleteOptions of a request: its body, or else its query. Raises ApiError 400 or 422."""
     options: dict[str, Any] = {}
     if data.strip():
         try:
-            options = bodies.decode(data, bodies.JSON_TYPE)
+            options = bodies.decode(data, media_type)
         except ValueError as error:
             raise status.bad_request(f"error decoding DeleteOptions: {error}") from None
         if not isinstance(options, dict):

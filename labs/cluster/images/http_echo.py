@@ -13,7 +13,7 @@ import json
 from aiohttp import web
 
 from labs.cluster.runtime import Container
-from labs.cluster.serving import BACKLOG, leave_no_zombies, ports_of, wait_for_signal
+from labs.cluster.serving import BACKLOG, leave_no_zombies, ports_of, say, wait_for_signal
 
 
 def main(container: Container) -> None:
@@ -41,6 +41,7 @@ async def _serve(container: Container) -> None:
     await runner.setup()
     for port in ports_of(container, "TCP", 8000):
         await web.TCPSite(runner, None, port, backlog=BACKLOG).start()
+        say(f"http-echo: listening on port {port}")
     container.ready()
     await wait_for_signal()
     await runner.cleanup()

@@ -54,6 +54,17 @@ class Client:
             with error:
                 return error.code, json.loads(error.read())
 
+    def send(self, method: str, path: str, data: bytes, kind: str = "application/json") -> tuple[int, Any]:
+        request = urllib.request.Request(
+            self.url + path, data=data, method=method, headers={"Content-Type": kind, "Connection": "close"}
+        )
+        try:
+            with urllib.request.urlopen(request, context=self.context, timeout=10) as response:
+                return response.status, json.loads(response.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, json.loads(error.read())
+
     def stream(self, path: str) -> Iterator[dict[str, Any]]:
         with urllib.request.urlopen(self.url + path, context=self.context, timeout=10) as response:
             for line in response:
@@ -134,6 +145,44 @@ class TestReading:
         assert len(names("labelSelector=app%3Dlets-ship-it")) == 3
         assert len(names("labelSelector=app+in+(web,lets-ship-it)&limit=1")) in (1, 6), "limit may be ignored"
         assert client.get("/api/v1/pods?fieldSelector=spec.nonsense%3D1")[0] == 400
+
+    def test_what_is_too_large_is_refused(self, client: Client) -> None:
+        path = "/api/v1/namespaces/default/configmaps"
+        document = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "x"}, "data": {"a": "x" * 10_000_000}}
+        code, answer = client.send("POST", path, json.dumps(document).encode())
+        assert (code, answer["reason"]) == (413, "RequestEntityTooLarge")
+        assert answer["message"] == "Request entity too large: limit is 3145728"
+        assert client.get("/api/v1/namespaces/default/configmaps/x")[0] == 404
+
+    @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
+    @pytest.mark.parametrize("data", [b"", b"\x00\xff", b"[" * 50_000, b'{"metadata": 5}', b'{"spec": {"ports": 1}}'])
+    def test_rubbish_in_bodies_is_told_of(self, client: Client, method: str, data: bytes) -> None:
+        """Whatever comes, the answer is a Status, and never the server's own trouble."""
+        base = "/api/v1/namespaces/default/services"
+        path = base if method == "POST" else f"{base}/no-such-service"
+        for kind in ("application/json", "application/merge-patch+json", "application/vnd.kubernetes.protobuf", "x"):
+            code, answer = client.send(method, path, data, kind)
+            assert (answer["kind"], 400 <= code < 500) == ("Status", True), answer
+
+    def test_methods_that_there_are_not(self, client: Client) -> None:
+        for method, path in (
+            ("POST", "/api/v1/namespaces/default/pods/client"),
+            ("PUT", "/api/v1/namespaces/default/pods"),
+            ("POST", "/api/v1/pods"),
+            ("POST", "/version"),
+            ("OPTIONS", "/api/v1/pods"),
+            ("DELETE", "/apis/events.k8s.io/v1/namespaces/default/events/x"),
+        ):
+            code, answer = client.send(method, path, b"{}")
+            assert (code, answer["reason"]) == (405, "MethodNotAllowed"), (method, path)
+
+    def test_a_pods_service_account_may_not_write(self, cluster: Lab) -> None:
+        script = (
+            "cd /var/run/secrets/kubernetes.io/serviceaccount && curl -sS --max-time 5 --cacert ca.crt -X DELETE "
+            '-H "Authorization: Bearer $(cat token)" https://kubernetes.default.svc/api/v1/namespaces/shop'
+        )
+        document = json.loads(cluster.exec("default/client", "sh", "-c", script).stdout)
+        assert (document["code"], document["reason"]) == (403, "Forbidden")
 
     def test_watch_from_the_beginning_and_from_a_version(self, client: Client) -> None:
         path = "/api/v1/namespaces/fastapi/services?watch=1&timeoutSeconds=1"

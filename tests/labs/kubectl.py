@@ -1,0 +1,63 @@
+"""Unmodified kubectl, in every version that is on this machine.
+
+What belongs here: finding and running kubectl. What does not: assertions about what it prints.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+SECONDS = 60.0
+
+
+def programs() -> list[str]:
+    """The kubectl on PATH, others that lie beside it (kubectl.1.27), and those of K8SNET_KUBECTLS (PATH:PATH)."""
+    on_path = shutil.which("kubectl")
+    if on_path is None:
+        return []
+    beside = sorted(map(str, Path(on_path).resolve().parent.glob("kubectl.1.*")))
+    return [on_path, *filter(None, os.environ.get("K8SNET_KUBECTLS", "").split(":")), *beside]
+
+
+def name_of(program: str) -> str:
+    """A short name for a program: path, or 1.27 for kubectl.1.27."""
+    suffix = Path(program).name.removeprefix("kubectl").lstrip(".")
+    return suffix or ("path" if program == shutil.which("kubectl") else Path(program).parent.name)
+
+
+@dataclass(frozen=True)
+class Kubectl:
+    """One kubectl, one cluster, one namespace."""
+
+    program: str
+    kubeconfig: str
+    home: Path
+    namespace: str
+
+    def __call__(self, *arguments: str, feed: str | None = None) -> str:
+        """What it prints when it succeeds."""
+        done = self._run(arguments, feed)
+        assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def fails(self, *arguments: str, feed: str | None = None) -> str:
+        """What it complains of when it fails."""
+        done = self._run(arguments, feed)
+        assert done.returncode != 0, f"kubectl {' '.join(arguments)} succeeded:\n{done.stdout}"
+        return done.stderr
+
+    def rows(self, *arguments: str) -> list[list[str]]:
+        """The table that it prints, by columns that two spaces part."""
+        return [re.split(r"\s{2,}", line.strip()) for line in self(*arguments).splitlines()]
+
+    def _run(self, arguments: tuple[str, ...], feed: str | None) -> subprocess.CompletedProcess[str]:
+        command = [self.program, "--namespace", self.namespace, *arguments]
+        env = {"HOME": str(self.home), "KUBECONFIG": self.kubeconfig, "PATH": os.environ["PATH"]}
+        return subprocess.run(
+            command, input=feed, env=env, capture_output=True, text=True, timeout=SECONDS, check=False
+        )
