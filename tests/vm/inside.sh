@@ -11,7 +11,7 @@ MODULES=(
     nf_conntrack nf_conntrack_netlink nf_nat ip_tables ip6_tables iptable_nat iptable_filter iptable_mangle ip6table_nat
     ip6table_filter ip6table_mangle nf_tables nft_compat nft_chain_nat nft_nat nft_masq nft_ct nft_redir nft_numgen nft_reject_inet
     xt_nat xt_MASQUERADE xt_REDIRECT xt_mark xt_comment xt_conntrack xt_statistic xt_recent xt_addrtype xt_multiport xt_tcpudp
-    ipt_REJECT ip6t_REJECT veth bridge br_netfilter dummy vxlan sch_ingress sch_netem cls_bpf
+    ipt_REJECT ip6t_REJECT veth bridge br_netfilter dummy vxlan tun sch_ingress sch_netem cls_bpf
 )
 mkdir -p /run/k8snet-usr/{upper,work} /run/k8snet-results "$project"
 mount -t overlay -o lowerdir=/run/k8snet-root/usr,upperdir=/run/k8snet-usr/upper,workdir=/run/k8snet-usr/work none /usr
