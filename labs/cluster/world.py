@@ -33,6 +33,7 @@ from labs.cluster import (
 )
 from labs.cluster.admission import admit
 from labs.cluster.api.discovery import GIT_VERSION
+from labs.cluster.api.execution import Place
 from labs.cluster.api.server import ApiServer
 from labs.cluster.certificates import Authority, TokenIssuer, server_context
 from labs.cluster.controller import run_controller
@@ -56,6 +57,7 @@ from labs.cluster.resources import (
     controller_of,
     is_active,
     is_ready,
+    key_of,
 )
 from labs.cluster.runtime import ContainerSpec, Runtime, Started
 from labs.cluster.store import Change, Store, now
@@ -233,7 +235,17 @@ class World:
         context = server_context(self._authority, self._authority.server("kube-apiserver", [*names, *addresses]))
         with linux.network_namespace(self.nodes[0].netns):
             inside = socket.create_server(("::", API_PORT), family=socket.AF_INET6, dualstack_ipv6=True)
-        await ApiServer(self.store, self._tokens, context, self.options.plan).start([host_socket, inside])
+        server = ApiServer(self.store, self._tokens, context, self.options.plan, self._locate)
+        await server.start([host_socket, inside])
+
+    def _locate(self, pod: Object, name: str) -> Place | None:
+        """The running container of a pod, for `kubectl exec`."""
+        for node in self.nodes:
+            running = node.kubelet.pods.get(key_of(pod))
+            for container in running.containers if running is not None else ():
+                if container.name == name and container.started is not None:
+                    return Place(container.started.pid, container.cgroup, container.env)
+        return None
 
     def _create_objects(self) -> None:
         """The first objects: what the components need, the nodes, the workload, what the user asked for."""

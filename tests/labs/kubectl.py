@@ -1,4 +1,4 @@
-"""Unmodified kubectl, in every version that is on this machine.
+"""Unmodified kubectl, in several versions where they are on this machine.
 
 What belongs here: finding and running kubectl. What does not: assertions about what it prints.
 """
@@ -16,12 +16,14 @@ SECONDS = 60.0
 
 
 def programs() -> list[str]:
-    """The kubectl on PATH, others that lie beside it (kubectl.1.27), and those of K8SNET_KUBECTLS (PATH:PATH)."""
+    """The kubectl on PATH, the oldest and newest of those that lie beside it (kubectl.1.27), and those that
+    K8SNET_KUBECTLS names (PATH:PATH)."""
     on_path = shutil.which("kubectl")
     if on_path is None:
         return []
     beside = sorted(map(str, Path(on_path).resolve().parent.glob("kubectl.1.*")))
-    return [on_path, *filter(None, os.environ.get("K8SNET_KUBECTLS", "").split(":")), *beside]
+    named = filter(None, os.environ.get("K8SNET_KUBECTLS", "").split(":"))
+    return list(dict.fromkeys([on_path, *named, *beside[:1], *beside[-1:]]))
 
 
 def name_of(program: str) -> str:

@@ -21,6 +21,7 @@ _SUBRESOURCE_VERBS = {
     "eviction": ["create"],
     "finalize": ["update"],
     "log": ["get"],
+    "exec": ["create", "get"],
 }
 
 
@@ -91,6 +92,7 @@ def _subresource(resource: Resource, name: str) -> dict[str, Any]:
     group, version, kind = {
         "scale": ("autoscaling", "v1", "Scale"),
         "eviction": ("policy", "v1", "Eviction"),
+        "exec": ("", "", "PodExecOptions"),
     }.get(name, ("", "", resource.kind))
     return {
         "name": f"{resource.plural}/{name}",

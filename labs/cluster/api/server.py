@@ -17,7 +17,7 @@ from http import HTTPStatus
 
 from aiohttp import web
 
-from labs.cluster.api import auth, bodies, discovery, logs, openapi, openapi_proto, scale, status
+from labs.cluster.api import auth, bodies, discovery, execution, logs, openapi, openapi_proto, scale, status
 from labs.cluster.api.bodies import Options
 from labs.cluster.api.paths import Target
 from labs.cluster.api.reading import as_list, find, form, get, list_items, selected_items
@@ -30,6 +30,7 @@ from labs.cluster.store import Store
 
 BACKLOG = 1024
 CREATED = 201
+STREAMING = ("exec", "attach", "portforward")
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,16 @@ log = logging.getLogger(__name__)
 class ApiServer:
     """Serves a store over HTTPS."""
 
-    def __init__(self, store: Store, tokens: TokenIssuer, context: ssl.SSLContext, plan: AddressPlan) -> None:
+    def __init__(
+        self,
+        store: Store,
+        tokens: TokenIssuer,
+        context: ssl.SSLContext,
+        plan: AddressPlan,
+        locate: execution.Locate = lambda _pod, _container: None,
+    ) -> None:
+        """`locate` finds the containers in which clients run commands."""
+        self._locate = locate
         self._store = store
         self._tokens = tokens
         self._context = context
@@ -82,6 +92,8 @@ class ApiServer:
         target = Target.parse(path)
         verb = _verb(request, target)
         auth.authorize(user, verb, target.resource, target.namespace, target.name, path)
+        if target.subresource in STREAMING:
+            return await self._stream(request, target)
         match verb:
             case "get":
                 return await self._get(request, target)
@@ -105,6 +117,12 @@ class ApiServer:
         if target.subresource not in ("", "status"):
             raise status.not_allowed()
         return _json(get(self._store, request, target))
+
+    async def _stream(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
+        pod = find(self._store, target)
+        if target.subresource != "exec":
+            raise execution.refuse(pod, target.subresource)
+        return await execution.run(request, pod, self._locate)
 
     async def _create(self, request: web.BaseRequest, target: Target) -> web.Response:
         data, options = await bodies.read(request), Options.of(request)
@@ -157,6 +175,8 @@ def _stored(target: Target) -> bool:
 
 def _verb(request: web.BaseRequest, target: Target) -> str:
     """What the request wants, in the words of RBAC."""
+    if target.subresource in STREAMING:
+        return "create"  # whatever the method is: it starts something
     match request.method:
         case "GET" if request.query.get("watch", "").lower() in ("1", "true"):
             return "watch"
