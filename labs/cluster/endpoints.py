@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable
 
 from labs.cluster.admission import random_suffix
-from labs.cluster.endpointslices import MANAGED_BY, SERVICE_NAME, wanted_slices
+from labs.cluster.endpointslices import MANAGED_BY, SERVICE_NAME, by_namespace, state_of, wanted_slices
 from labs.cluster.resources import (
     ENDPOINTS,
     ENDPOINTSLICES,
@@ -32,22 +32,27 @@ SKIP_MIRROR = "endpointslice.kubernetes.io/skip-mirror"
 def reconciler(store: Store) -> Callable[[], None]:
     """The function that brings Endpoints and mirrored slices up to date."""
 
-    written: set[tuple[str, str]] = set()  # those that are ours
+    written: dict[tuple[str, str], object] = {}  # those that are ours, and what they were last made from
 
     def reconcile() -> None:
-        pods: dict[str, list[Object]] = {}
-        for pod in store.list(PODS):
-            pods.setdefault(pod["metadata"]["namespace"], []).append(pod)
+        pods = by_namespace(store.list(PODS))
+        states = {namespace: state_of(items) for namespace, items in pods.items()}
         existing = {key_of(item): item for item in store.list(ENDPOINTS)}
         services = {key_of(service): service for service in store.list(SERVICES)}
         for key, service in services.items():
             if service["spec"].get("selector") and service["spec"]["type"] != "ExternalName":
-                written.add(key)
-                _write(store, service, existing.get(key), subsets(service, pods.get(key[0], [])))
+                current = existing.get(key)
+                versions = [item["metadata"]["resourceVersion"] for item in (service, current) if item is not None]
+                state = (versions, states.get(key[0]))
+                if written.get(key) == state:
+                    continue
+                written[key] = state
+                _write(store, service, current, subsets(service, pods.get(key[0], [])))
         for key in existing.keys() - services.keys():
             if key in written:  # the Service is gone: its Endpoints go too
                 store.delete(ENDPOINTS, *key)
-        written.intersection_update(services)
+        for key in written.keys() - services.keys():
+            del written[key]
         _mirror(store, services, existing)
 
     return reconcile

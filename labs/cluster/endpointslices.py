@@ -25,10 +25,11 @@ WATCHED = (SERVICES, PODS, ENDPOINTSLICES)
 def reconciler(store: Store) -> Callable[[], None]:
     """The function that brings the slices of all Services up to date."""
 
+    settled: dict[tuple[str, str], object] = {}  # what each Service's slices were last made from
+
     def reconcile() -> None:
-        pods: dict[str, list[Object]] = {}
-        for pod in store.list(PODS):
-            pods.setdefault(pod["metadata"]["namespace"], []).append(pod)
+        pods = by_namespace(store.list(PODS))
+        states = {namespace: state_of(items) for namespace, items in pods.items()}
         existing: dict[tuple[str, str], list[Object]] = {}
         for item in store.list(ENDPOINTSLICES):
             labels = item["metadata"].get("labels") or {}
@@ -36,15 +37,34 @@ def reconciler(store: Store) -> Callable[[], None]:
                 key = (item["metadata"]["namespace"], labels.get(SERVICE_NAME, ""))
                 existing.setdefault(key, []).append(item)
         for service in store.list(SERVICES):
-            mine = existing.pop(key_of(service), [])
+            key = key_of(service)
+            mine = existing.pop(key, [])
+            version = service["metadata"]["resourceVersion"]
+            state = (version, states.get(key[0]), [item["metadata"]["resourceVersion"] for item in mine])
+            if settled.get(key) == state:
+                continue
             if service["spec"].get("selector") and service["spec"]["type"] != "ExternalName":
                 namespace = service["metadata"]["namespace"]
                 _reconcile_service(store, service, pods.get(namespace, []), mine)
+            settled[key] = state
         for orphans in existing.values():
             for item in orphans:
                 store.delete(ENDPOINTSLICES, *key_of(item))
 
     return reconcile
+
+
+def by_namespace(pods: list[Object]) -> dict[str, list[Object]]:
+    """Pods, those of each namespace together."""
+    found: dict[str, list[Object]] = {}
+    for pod in pods:
+        found.setdefault(pod["metadata"]["namespace"], []).append(pod)
+    return found
+
+
+def state_of(items: list[Object]) -> tuple[int, int]:
+    """What differs when any of these objects was written, added or removed: every write has a version of its own."""
+    return len(items), max(int(item["metadata"]["resourceVersion"]) for item in items)
 
 
 def _reconcile_service(store: Store, service: Object, pods: list[Object], existing: list[Object]) -> None:

@@ -12,15 +12,13 @@ from collections.abc import Callable, Iterator
 
 from labs.cluster.deletion import FINALIZERS, FOREGROUND, ORPHAN, DeleteOptions, delete, let_go
 from labs.cluster.resources import NAMESPACES, Object, Resource, all_resources, by_kind, key_of
-from labs.cluster.store import ADDED, DELETED, Change, Conflict, NotFound, Store
+from labs.cluster.store import DELETED, Change, Conflict, NotFound, Store
 
 
 def concerns(change: Change) -> bool:
-    """Whether a change can mean that something is to be removed."""
-    metadata = change.item["metadata"]
-    if change.kind == DELETED or "deletionTimestamp" in metadata:
-        return True
-    return change.kind == ADDED and bool(metadata.get("ownerReferences"))
+    """Whether a change can mean that something is to be removed. New objects whose owner was never there are found by
+    the sweep that comes from time to time anyway."""
+    return change.kind == DELETED or "deletionTimestamp" in change.item["metadata"]
 
 
 def reconciler(store: Store) -> Callable[[], None]:

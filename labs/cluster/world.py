@@ -65,7 +65,7 @@ from tracer.errors import K8snetError
 
 READY_SECONDS = 20.0
 RESTART_SECONDS = 0.5
-EVENTS_SECONDS = 60.0
+SWEEP_SECONDS = 30.0
 ADMIN = ("kubernetes-admin", "system:masters")
 NODE_KUBECONFIG = "/etc/kubernetes/admin.conf"
 
@@ -122,7 +122,7 @@ class World:
         self._run("endpoints", endpoints.WATCHED, endpoints.reconciler(self.store))
         authority = self._authority.certificate.decode()
         self._run("namespaces", namespaces.WATCHED, namespaces.reconciler(self.store, authority))
-        self._keep("events", self._forget_events)
+        self._keep("sweep", self._sweep)
         for node in self.nodes:
             self._keep(node.facts.name, functools.partial(self._run_node, node))
         self._progress("pods")
@@ -341,10 +341,13 @@ class World:
     ) -> None:
         self._keep(name, lambda: run_controller(self.store, watched, reconcile, concerns))
 
-    async def _forget_events(self) -> None:
+    async def _sweep(self) -> None:
+        """What is done from time to time, whatever happens."""
+        collect = garbage.reconciler(self.store)
         while True:
-            await asyncio.sleep(EVENTS_SECONDS)
+            await asyncio.sleep(SWEEP_SECONDS)
             events.forget_old(self.store)
+            collect()
 
     def _keep(self, name: str, component: Callable[[], Awaitable[None]]) -> None:
         """Run a component, and again when it fails: its state is all in the store."""

@@ -1,7 +1,7 @@
 """What a learner types: plain kubectl commands and what they print.
 
-Each test has a namespace of its own in one cluster. The kubectl on PATH does all of it, others on this machine the tour;
-the versions differ in a word here and there, so what is compared is what all of them say.
+Each test has a namespace of its own in one cluster. The kubectl on PATH does all of it, others on this machine the
+tour; the versions differ in a word here and there, so what is compared is what all of them say.
 """
 
 from __future__ import annotations
