@@ -389,3 +389,21 @@ def test_replace_and_conflicts(kubectl: Kubectl) -> None:
         "the latest version and try again" in words
     )
     assert kubectl("replace", "--force", "-f", "-", feed=old).endswith("configmap/c replaced\n")
+
+
+@pytest.mark.parametrize(("name", "pods"), [("guestbook", 6), ("boutique", 11), ("webshop", 4)])
+def test_everyday_manifests(kubectl: Kubectl, lab_for_kubectl: Lab, name: str, pods: int) -> None:
+    """Applied as they are, applied again without a change, all pods ready, and their Services answer by name."""
+    path = str(Path(__file__).with_name("manifests") / f"{name}.yaml")
+    created = kubectl("apply", "-f", path).splitlines()
+    assert all(line.endswith(" created") for line in created)
+    again = kubectl("apply", "-f", path).splitlines()
+    assert again == [line.replace(" created", " unchanged") for line in created]
+    kubectl("wait", "--for=condition=Ready", "pods", "--all", "--timeout=30s")
+    assert wait_until(lambda: len(kubectl.rows("get", "pods")) == pods + 1)
+    kubectl("wait", "--for=condition=Ready", "pods", "--all", "--timeout=30s")
+    service = {"guestbook": "frontend", "boutique": "frontend", "webshop": "web"}[name]
+    answer = lab_for_kubectl.get("default/client", f"http://{service}.{kubectl.namespace}/")
+    assert (answer["namespace"], answer["pod"].startswith(f"{service}-")) == (kubectl.namespace, True)
+    kubectl("delete", "-f", path, "--timeout=30s")
+    assert wait_until(lambda: kubectl("get", "all", "-o", "name") == "")
