@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from tracer.ipset_words import ipset_words
 from tracer.render import share
 from tracer.rules.model import (
     Chance,
@@ -196,7 +197,8 @@ _DEEDS: dict[str, Callable[[Step], str]] = {
 
 def _condition(part: Part, family: str, step: Step) -> str:
     if isinstance(part, Match):
-        return _match(part, family)
+        found = step.ipsets.get(part.set or "") if part.keys[0].startswith("ipset ") else None
+        return _match(part, family) if found is None or found.strange else ipset_words(part, found)
     if isinstance(part, Chance):
         chance = 1.0 - part.probability if part.negated else part.probability
         return f"by chance, {fraction(chance)} of those that come here"

@@ -25,8 +25,8 @@ def rules_options(command: F) -> F:
         multiple=True,
         type=click.Path(dir_okay=False),
         metavar="FILE",
-        help="Saved rules instead of the kernel's: iptables-save, ip6tables-save, nft list ruleset or nft -j. "
-        "Repeatable; needs no root.",
+        help="Saved rules instead of the kernel's: iptables-save, ip6tables-save, nft list ruleset or nft -j, and the "
+        "sets of ipset save. Repeatable; needs no root.",
     )
     namespace = click.option(
         "--netns", metavar="NAME|PID|PATH", help="The network namespace whose rules to read. Default: this one's."

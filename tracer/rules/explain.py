@@ -85,7 +85,7 @@ def _explained(rules: RuleSet, question: Question, routing: Routing) -> Explanat
     if source is None:
         source = routing.source(destination)
     flow = Flow(family, question.protocol.lower(), source, destination, question.port, local)
-    walker = Walker()
+    walker = Walker(rules.ipsets)
     delivered = Course(rules, flow, routing, walker).run()
     notes = (*rules.notes, *_not_followed(rules, family), *_without_route(flow, routing, delivered))
     return _Answer(question, flow, walker.trail, delivered).build(notes)
@@ -262,7 +262,8 @@ def _verdict_of(packet: Packet) -> str:
 
 
 def _asks_source(step: Step) -> bool:
-    return any(isinstance(part, Match) and part.keys[0] in ("ip saddr", "ip6 saddr") for part in step.parts)
+    sources = ("ip saddr", "ip6 saddr", "ipset src")
+    return any(isinstance(part, Match) and part.keys[0] in sources for part in step.parts)
 
 
 def _pruned(steps: list[Step]) -> Iterator[Step]:

@@ -185,11 +185,6 @@ def _named(key: str) -> Read:
     return read
 
 
-def _ipset(arguments: list[str], negated: bool, family: str) -> Condition | None:
-    name, directions = arguments
-    return Match(tuple(f"ipset {direction}" for direction in directions.split(",")), (), negated, set=name)
-
-
 def _owner(key: str) -> Read:
     def read(arguments: list[str], negated: bool, family: str) -> Condition | None:
         low, _, high = arguments[0].partition("-")
@@ -244,7 +239,6 @@ _OPTIONS: dict[str, dict[str, Read]] = {
     "connmark": {"--mark": _mark("ct mark")},
     "addrtype": {"--src-type": _words("fib saddr type"), "--dst-type": _words("fib daddr type")},
     "iprange": {"--src-range": _address_range("saddr"), "--dst-range": _address_range("daddr")},
-    "set": {"--match-set": _ipset},
     "physdev": {
         "--physdev-in": _named("physdev in"),
         "--physdev-out": _named("physdev out"),
@@ -286,5 +280,18 @@ def _recent(said: dict[str, Option]) -> Condition:
     )
 
 
+def _ipset(said: dict[str, Option]) -> Condition:
+    """Whether counters are updated does not matter; what they hold, and which elements say "nomatch", would."""
+    if not said.keys() <= {"--match-set", "--update-counters", "--update-subcounters"}:
+        raise ValueError("another result than that of --match-set alone")
+    name, directions = said["--match-set"].arguments
+    keys = {"src": "ipset src", "dst": "ipset dst"}
+    return Match(tuple(keys[word] for word in directions.split(",")), (), said["--match-set"].negated, set=name)
+
+
 # Modules whose options only make sense together
-_WHOLE: dict[str, Callable[[dict[str, Option]], Condition]] = {"statistic": _statistic, "recent": _recent}
+_WHOLE: dict[str, Callable[[dict[str, Option]], Condition]] = {
+    "statistic": _statistic,
+    "recent": _recent,
+    "set": _ipset,
+}

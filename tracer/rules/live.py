@@ -5,8 +5,8 @@ What belongs here: which tables there are, and which program prints each. What d
 
 Nothing is changed by looking. The kernel creates a legacy table as soon as somebody asks for it by name, which
 adds hooks to the path of every packet, so that only tables which /proc/net/ip_tables_names lists are read; and a module
-that is not loaded is left so. The programs run one after another, so a change in between may be seen by one and not
-by the next.
+that is not loaded is left so: ipsets are read only where some rule looks in one. The programs run one after another, so
+a change in between may be seen by one and not by the next.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from pathlib import Path
 
 from tracer import netns
 from tracer.errors import FormatError, K8snetError, NotRoot, ToolMissing
-from tracer.rules import iptables_iptc, nfnetlink
+from tracer.rules import ipset_netlink, iptables_iptc, nfnetlink
+from tracer.rules.ipset_save import read_ipsets
 from tracer.rules.iptables_save import read_save
 from tracer.rules.kubeproxy import service_map
 from tracer.rules.model import Origin, RuleSet
@@ -34,6 +35,7 @@ _IPTABLES_TABLES = frozenset(("raw", "mangle", "nat", "filter", "security"))
 _INCOMPATIBLE = re.compile(r"Table `(\w+)' (?:is|contains) incompatible")
 _PROGRAMS = {"ip": "iptables", "ip6": "ip6tables"}
 _NAMES_FILES = {"ip": "ip_tables_names", "ip6": "ip6_tables_names"}
+_MATCHES_FILES = {"ip": "ip_tables_matches", "ip6": "ip6_tables_matches"}
 
 
 def read_rules(netns_path: str | None = None) -> RuleSet:
@@ -78,26 +80,36 @@ def legacy_tables(family: str) -> list[str]:
 
 def _read_here() -> RuleSet:
     rules = RuleSet()
+    texts: list[str] = []
     try:
         for family in ("ip", "ip6"):
             if legacy_tables(family):
-                rules.add(_legacy(family))
-        rules.add(_nf_tables())
+                rules.add(_legacy(family, texts))
+        rules.add(_nf_tables(texts))
+        if any(" --match-set " in text for text in texts):
+            rules.add(_ipsets())
     except PermissionError:
         raise NotRoot("reading packet-filter rules needs root", hint="run it with sudo") from None
     return rules
 
 
-def _legacy(family: str) -> RuleSet:
-    """The legacy tables of one family: as the program prints them, or else by python-iptables, chain by chain."""
+def _legacy(family: str, texts: list[str]) -> RuleSet:
+    """The legacy tables of one family: as the program prints them, or else by python-iptables, chain by chain.
+
+    texts: what is printed is added here.
+    """
     program = _PROGRAMS[family]
     for name in (f"{program}-legacy-save", f"{program}-save"):
         if _find(name) is None:
             continue
-        rules = read_save(_run([name]), name, family)
+        text = _run([name])
+        rules = read_save(text, name, family)
         if all(table.origin is not Origin.IPTABLES_NFT for table in rules.tables):
+            texts.append(text)
             return rules
     try:
+        if _may_look_in_ipsets(family):
+            texts.append(" --match-set ")
         return RuleSet([iptables_iptc.read_table(family, table) for table in legacy_tables(family)])
     except ToolMissing:
         raise ToolMissing(
@@ -106,13 +118,40 @@ def _legacy(family: str) -> RuleSet:
         ) from None
 
 
-def _nf_tables() -> RuleSet:
-    """The tables of nf_tables: iptables-nft's own as it prints them, all others as nft does."""
+def _may_look_in_ipsets(family: str) -> bool:
+    """Whether the match is there that does: what is read chain by chain is not searched for it."""
+    try:
+        return "set" in Path("/proc/thread-self/net", _MATCHES_FILES[family]).read_text().split()
+    except FileNotFoundError:
+        return False
+
+
+def _ipsets() -> RuleSet:
+    """All ipsets: as ipset prints them, or else by netlink."""
+    why = "ipset is not installed"
+    if _find("ipset") is not None:
+        try:
+            return read_ipsets(_run(["ipset", "save"]), "ipset save")
+        except K8snetError as error:  # it may be older than the kernel
+            why = error.message
+    try:
+        return read_ipsets(ipset_netlink.save(), "ipsets by netlink")
+    except (OSError, FormatError) as error:
+        note = f"the ipsets that rules look in can't be read: {why}, and netlink told nothing ({error})"
+        return RuleSet(notes=[f"{note}: apt-get install ipset"])
+
+
+def _nf_tables(texts: list[str]) -> RuleSet:
+    """The tables of nf_tables: iptables-nft's own as it prints them, all others as nft does.
+
+    texts: what iptables-nft prints is added here.
+    """
     tables = nfnetlink.tables()
     rules = RuleSet()
     for family, program in _PROGRAMS.items():
         if any(of == family and name in _IPTABLES_TABLES for of, name in tables) and _find(f"{program}-nft-save"):
-            rules.add(_compatible(read_save(_run([f"{program}-nft-save"]), f"{program}-nft-save", family)))
+            texts.append(_run([f"{program}-nft-save"]))
+            rules.add(_compatible(read_save(texts[-1], f"{program}-nft-save", family)))
     known = {(table.family, table.name) for table in rules.tables}
     others = [table for table in tables if table not in known]
     if others:

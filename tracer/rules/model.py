@@ -241,6 +241,20 @@ class Set:
 
 
 @dataclass(slots=True)
+class Ipset(Set):
+    """A set of ipset(8), which rules of iptables look in (`-m set --match-set`).
+
+    kind: hash:ip,port and so on. of: ip or ip6, or None for sets that hold neither's addresses. strange: the word of
+    its creation or of an element that nobody told us of, so that what it holds is not known; None: it is. Elements have
+    a value for each field of `type`; data "nomatch" for those that are left out. Of list:set they are names of sets.
+    """
+
+    kind: str = ""
+    of: str | None = None
+    strange: str | None = None
+
+
+@dataclass(slots=True)
 class Table:
     """A table. family: ip, ip6, inet, arp, bridge or netdev. `sets` holds the maps too."""
 
@@ -262,11 +276,12 @@ class Table:
 class RuleSet:
     """All tables of one network namespace, or of the files that were read, in the order in which they were told.
 
-    notes: what a reader had to leave out, for people, one sentence each.
+    notes: what a reader had to leave out, for people, one sentence each. ipsets: by name; those of the namespace.
     """
 
     tables: list[Table] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    ipsets: dict[str, Ipset] = field(default_factory=dict)
 
     def table(self, family: str, name: str, origin: Origin | None = None) -> Table | None:
         """The first table of that family and name (and origin, if given), or None."""
@@ -294,6 +309,7 @@ class RuleSet:
         """Append what `other` holds: another family's file, or another engine's tables."""
         self.tables.extend(other.tables)
         self.notes.extend(other.notes)
+        self.ipsets.update(other.ipsets)
 
 
 def address_number(text: str) -> int:

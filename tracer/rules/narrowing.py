@@ -22,7 +22,7 @@ _MAPS = ("service-ips", "service-nodeports", "no-endpoint-services", "no-endpoin
 def about(rules: RuleSet, namespace: str, name: str) -> RuleSet:
     """The rules as they would be if there were no other Services than this one; they share what they can."""
     words = f"{namespace}/{name}"
-    return RuleSet([_table(table, words) for table in rules.tables], list(rules.notes))
+    return RuleSet([_table(table, words) for table in rules.tables], list(rules.notes), rules.ipsets)
 
 
 def _table(table: Table, words: str) -> Table:

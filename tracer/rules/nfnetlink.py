@@ -45,7 +45,7 @@ def generation() -> int | None:
     """
     if not is_there():
         return None
-    for kind, attributes in _ask(_GET_GENERATION, _REQUEST):
+    for kind, attributes in ask(_GET_GENERATION, _REQUEST):
         if kind == _NEW_GENERATION and _GENERATION_ID in attributes:
             return int.from_bytes(attributes[_GENERATION_ID], "big")
     return None
@@ -59,7 +59,7 @@ def tables() -> list[tuple[str, str]]:
     if not is_there():
         return []
     found = []
-    for kind, attributes in _ask(_GET_TABLE, _REQUEST | _DUMP):
+    for kind, attributes in ask(_GET_TABLE, _REQUEST | _DUMP):
         if kind == _NEW_TABLE and _TABLE_NAME in attributes:
             found.append((family(attributes), text(attributes[_TABLE_NAME])))
     return found
@@ -93,7 +93,7 @@ def rule_handles(of: str, table: str, chain: str) -> list[int]:
     names = _string(_RULE_TABLE, table) + _string(_RULE_CHAIN, chain)
     return [
         int.from_bytes(attributes[_RULE_HANDLE], "big")
-        for kind, attributes in _ask(_GET_RULE, _REQUEST | _DUMP, number, names)
+        for kind, attributes in ask(_GET_RULE, _REQUEST | _DUMP, number, names)
         if kind == _NEW_RULE and _RULE_HANDLE in attributes
     ]
 
@@ -103,10 +103,13 @@ def _string(kind: int, value: str) -> bytes:
     return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(data), kind) + data + b"\0" * (-len(data) % 4)
 
 
-def _ask(
+def ask(
     kind: int, flags: int, of: int = socket.AF_UNSPEC, attributes: bytes = b""
 ) -> Iterator[tuple[int, dict[int, bytes]]]:
-    """Each message of the answer: its type, and its attributes, with the family as number 0."""
+    """Each message of netfilter's answer to a question: its type, and its attributes, with the family as number 0.
+
+    kind: subsystem and message. of: the address family. Raises OSError when the kernel refuses.
+    """
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER) as netlink:
         netlink.settimeout(_SECONDS)
         body = _FAMILY.pack(of, 0, 0) + attributes
@@ -118,7 +121,7 @@ def _ask(
                 length, answer, _, _, _ = _HEADER.unpack_from(data, at)
                 if answer == _ERROR:
                     number = -struct.unpack_from("=i", data, at + _HEADER.size)[0]
-                    raise OSError(number, os.strerror(number), "nf_tables")
+                    raise OSError(number, os.strerror(number), "netfilter")
                 if answer == _DONE or length < _HEADER.size:
                     return
                 yield answer, _attributes(data[at + _HEADER.size : at + length])

@@ -90,6 +90,7 @@ class Partial:
                 for table in rules.tables
             ],
             rules.notes,
+            rules.ipsets,
         )
 
     def _by_lines(self, table: Table, lines: Sequence[str] | None) -> Table | None:

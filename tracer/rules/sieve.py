@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from tracer.rules.condition_words import condition_words
 from tracer.rules.conditions import ABSENT, fields, holds, recent_entry, recent_holds
+from tracer.rules.ipsets import Ipsets
 from tracer.rules.lookups import Lookups
 from tracer.rules.model import Chance, Condition, Every, Match, Recent, Table
 from tracer.rules.packet import Packet, Place
@@ -22,12 +23,15 @@ class Sieve:
     whether the rule at hand applies.
     """
 
-    def __init__(self, trail: Trail, lookups: Lookups, place: Place, table: Table, chain: str, in_nat: bool) -> None:
+    def __init__(
+        self, trail: Trail, lookups: Lookups, ipsets: Ipsets, place: Place, table: Table, chain: str, in_nat: bool
+    ) -> None:
         self.index = 0
         self.position = 0
         self.on: list[str] = []
         self._trail = trail
         self._lookups = lookups
+        self._ipsets = ipsets
         self._place = place
         self._table = table
         self._chain = chain
@@ -88,6 +92,8 @@ class Sieve:
         if isinstance(condition, Match):
             if condition.set is None:
                 return holds(condition, packet, self._place)
+            if condition.keys[0].startswith("ipset "):
+                return self._in_ipset(condition, packet)
             return self._in_set(condition, packet)
         if isinstance(condition, Recent):
             if condition.action in ("rcheck", "update") and not condition.negated:
@@ -107,6 +113,10 @@ class Sieve:
         if found.unknown:
             return None
         return (found.element is not None) is not match.negated
+
+    def _in_ipset(self, match: Match, packet: Packet) -> bool | None:
+        held = self._ipsets.holds(match.set or "", match.keys, packet, self._place)
+        return None if held is None else held is not match.negated
 
     def _sticks(self, seconds: int) -> None:
         """The rule asks whether the client was seen lately: in a nat chain, that is session affinity."""

@@ -5,10 +5,11 @@ What belongs here: gathering. What does not: walking (`walk`), and what the trai
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from tracer.rules.model import Part, Rule, Table, Verdict
+from tracer.rules.model import Ipset, Part, Rule, Table, Verdict
 from tracer.rules.packet import Packet, Place
 from tracer.rules.worlds import Worlds
 
@@ -39,6 +40,7 @@ class Step:
     comment: str | None = None
     parts: tuple[Part, ...] = ()
     verdict: Verdict | None = None
+    ipsets: Mapping[str, Ipset] = field(default_factory=dict)  # those that the rule names
     same_as: int | None = None  # the step of an equal jump, whose steps are not told again
 
 

@@ -12,16 +12,20 @@ only such packets meet *depends*.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 from tracer.errors import K8snetError
 from tracer.rules import translation
 from tracer.rules.conditions import ABSENT, fields
+from tracer.rules.ipsets import Ipsets, touched
 from tracer.rules.lookups import Lookups, entry_of
 from tracer.rules.model import (
     Chain,
     Chance,
     Every,
+    Ipset,
     Lookup,
     Match,
     Nat,
@@ -64,10 +68,14 @@ class _Memory:
 
 
 class Walker:
-    """Follows packets through chains; gathers steps, ends, and what people should know."""
+    """Follows packets through chains; gathers steps, ends, and what people should know.
 
-    def __init__(self) -> None:
+    ipsets: those that rules of iptables may look in.
+    """
+
+    def __init__(self, ipsets: Mapping[str, Ipset]) -> None:
         self.trail = Trail()
+        self._ipsets = Ipsets(ipsets)
         self._lookups = Lookups()
         self._accepted: Worlds = {}
         self._active: list[str] = []
@@ -129,7 +137,7 @@ class _Chain:
         self._returned: Worlds = {}
         base = table.chains.get(walker._active[0])
         self._in_nat = base is not None and base.hook is not None and base.hook.type == "nat"
-        self._sieve = Sieve(walker.trail, walker._lookups, place, table, chain.name, self._in_nat)
+        self._sieve = Sieve(walker.trail, walker._lookups, walker._ipsets, place, table, chain.name, self._in_nat)
 
     def walk(self, worlds: Worlds) -> Worlds:
         """The packets that come back: by return, by a goto's chain, or at the end."""
@@ -325,7 +333,7 @@ class _Chain:
         if other.ends is False:
             if name in ("log", "nflog"):
                 self._record(rule, name, worlds)
-            return worlds, {}
+            return (self._fill_ipset(other, worlds) if name == "set" else worlds), {}
         step = self._record(rule, name, worlds)
         if other.ends is None:
             self._unknown_target(other, step)
@@ -333,6 +341,15 @@ class _Chain:
             return worlds, {}
         self._hand_over(other.name, worlds, step)
         return {}, {}
+
+    def _fill_ipset(self, other: Other, worlds: Worlds) -> Worlds:
+        """SET changes a set, or takes marks out of one: what these packets meet in there is not what was read."""
+        words = other.text.split()
+        if "--map-set" in words:
+            self._trail.note(f"{other.text} may change marks: told is what follows if it does not")
+        names = {name for option, name in pairwise(words) if option in ("--add-set", "--del-set")}
+        seen = frozenset(map(touched, names))
+        return changed(worlds, lambda packet: packet._replace(seen=packet.seen | seen))
 
     def _unknown_target(self, other: Other, step: Step) -> None:
         step.effect, step.would, step.on = "depends", step.would or step.effect, (*step.on, other.text)
@@ -354,6 +371,8 @@ class _Chain:
             self._parent,
         )
         step.target = target
+        names = (part.set for part in rule.parts if isinstance(part, Match) and part.set is not None)
+        step.ipsets = {name: found for name in names if (found := self._walker._ipsets.sets.get(name)) is not None}
         if self._sieve.on and not any(worlds.values()):
             step.effect, step.would, step.on = "depends", effect, tuple(self._sieve.on)
         return step
