@@ -4,12 +4,15 @@ Stands for k8s.io/kube-openapi and the documents that kube-apiserver publishes a
 `labs.cluster.schema` and the merge keys, with the names that the real documents have. Left out: descriptions (explain
 shows fields and types), responses, and all operations but those by which kubectl finds what it looks for.
 
+Each is made once, when it is first asked for.
+
 What belongs here: the documents as JSON values. What does not: their encoding as protobuf
 (`labs.cluster.api.openapi_proto`).
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable
@@ -17,6 +20,7 @@ from typing import Any
 
 from labs.cluster import schema
 from labs.cluster.api.discovery import GIT_VERSION
+from labs.cluster.api.openapi_proto import encode
 from labs.cluster.api.strategic import merge_key
 from labs.cluster.resources import Resource, all_served
 
@@ -38,6 +42,7 @@ _PLAIN: dict[str, dict[str, Any]] = {
 _QUERY = ("dryRun", "fieldManager", "fieldValidation", "force", "pretty")
 
 
+@functools.cache
 def index() -> dict[str, Any]:
     """/openapi/v3: where the document of each group and version is."""
     paths = {}
@@ -47,6 +52,7 @@ def index() -> dict[str, Any]:
     return {"paths": paths}
 
 
+@functools.cache
 def group_document(prefix: str) -> dict[str, Any] | None:
     """The OpenAPI v3 document of one group and version, or None for one that is not served."""
     resources = [resource for resource in all_served() if resource.prefix == prefix]
@@ -69,6 +75,13 @@ def group_document(prefix: str) -> dict[str, Any] | None:
     }
 
 
+@functools.cache
+def swagger_as_protobuf() -> bytes:
+    """The same for those who take it in that form only."""
+    return encode(swagger())
+
+
+@functools.cache
 def swagger() -> dict[str, Any]:
     """/openapi/v2: everything in one document."""
     resources = all_served()

@@ -159,7 +159,7 @@ def _openapi(request: web.BaseRequest, path: str) -> web.Response:
     """/openapi/v2 in the form that is asked for, /openapi/v3 and what it leads to in JSON."""
     if path == "/openapi/v2":
         if any(name in request.headers.get("Accept", "") for name in (openapi_proto.ASKED, openapi_proto.GIVEN)):
-            data = openapi_proto.encode(openapi.swagger())
+            data = openapi.swagger_as_protobuf()
             return web.Response(body=data, headers={"Content-Type": openapi_proto.GIVEN})
         return _json(openapi.swagger())
     document = openapi.index() if path == "/openapi/v3" else openapi.group_document(path.removeprefix("/openapi/v3"))
