@@ -14,7 +14,8 @@ DESTINATIONS = {4: ("10.0.2.5", "10.0.2.6", "10.0.1.1"), 6: ("fd00:2::5", "fd00:
 PORTS = (53, 80, 443)
 PROTOCOLS = ("TCP", "UDP", "SCTP")
 _LENGTHS = {4: (8, 23, 24, 25, 28, 31, 32), 6: (16, 47, 64, 100, 112, 124, 128)}
-_DEVICES = ("client", "server", "lo", "cli wildcard", "s wildcard")
+# A set has only one kind: of two elements for one network and device, nobody can tell which the kernel finds first
+_DEVICES = (("client", "server", "lo"), ("cli wildcard", "s wildcard", "lo"))
 _PARTS = {
     "hash:ip": ("ip",),
     "hash:net": ("net",),
@@ -33,6 +34,7 @@ class RandomSets:
     def __init__(self, seed: int, family: int) -> None:
         self._random = random.Random(seed)
         self._family = family
+        self._devices = _DEVICES[0]
         self.commands: list[str] = []  # for `ipset restore -exist`
         self.rules: list[str] = []  # the words between `-A CHAIN` and `-j`
         for kind in _PARTS:
@@ -46,6 +48,7 @@ class RandomSets:
     def _make(self, name: str, kind: str) -> None:
         family = "inet6" if self._family == 6 else "inet"
         extra = "netmask 25 timeout 600" if name == "hash-ip-2" and self._family == 4 else "comment"
+        self._devices = self._random.choice(_DEVICES)
         elements = [self._element(_PARTS[kind]) for _ in range(self._random.randrange(1, 7))]
         self._add(name, kind, f"family {family} {extra}", elements, len(_PARTS[kind]))
 
@@ -75,7 +78,7 @@ class RandomSets:
             if part == "port":
                 yield f"{self._random.choice(PROTOCOLS).lower()}:{self._random.choice(PORTS)}"
             elif part == "iface":
-                yield self._random.choice(_DEVICES)
+                yield self._random.choice(self._devices)
             else:
                 length = self._random.choice(_LENGTHS[self._family])
                 yield address if part == "ip" else f"{address}/{length}"

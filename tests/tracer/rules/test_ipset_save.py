@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.cli import command
 from tests.tracer.rules.explaining import NODE, POD, ask, save, together
 from tracer.errors import FormatError, K8snetError
 from tracer.rule_sentences import sentence
@@ -213,6 +214,10 @@ add broken clients
 create own hash:ip
 add own {NODE}
 create empty hash:net
+create half hash:net family inet6
+add half ::/1
+create low hash:ip,port
+add low 10.96.0.1,tcp:1-1023
 """
 
 
@@ -256,6 +261,10 @@ create empty hash:net
         ("--match-set gone src", "10.96.0.1:80", POD, "TCP", None),
         ("--match-set empty src", "10.96.0.1:80", POD, "TCP", False),
         ("! --match-set empty src", "10.96.0.1:80", POD, "TCP", True),
+        ("--match-set half dst", "10.96.0.1:80", POD, "TCP", False),  # of IPv6
+        ("! --match-set half dst", "10.96.0.1:80", POD, "TCP", True),
+        ("--match-set low dst,dst", "10.96.0.1:80", POD, "TCP", True),
+        ("--match-set low dst", "10.96.0.1:80", POD, "TCP", False),
         ("--match-set empty up", "10.96.0.1:80", POD, "TCP", None),
     ],
 )
@@ -269,6 +278,18 @@ def test_matches(match: str, destination: str, source: str, protocol: str, holds
         out_device="eth1",
     )
     assert (told.verdict, bool(told.depends)) == ("drop" if holds else "untouched", holds is None)
+
+
+def test_by_the_command(tmp_path: Path) -> None:
+    saved, sets = tmp_path / "rules", tmp_path / "sets"
+    saved.write_text(f"*{FILTER}-A FORWARD -m set --match-set clients src -j DROP\nCOMMIT\n")
+    sets.write_text(SETS)
+    words = ("explain", "10.96.0.1:80", "10.96.0.1:443", "--source", POD, "--rules", str(saved))
+    done = command.run(*words, "--rules", str(sets))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("FORWARD 1: from one of the 2 addresses of the set clients: is dropped") == 2
+    without = command.run(*words)
+    assert without.stdout.count("FORWARD 1: depends on ipset src @clients: if so, is dropped") == 2
 
 
 def test_a_rule_that_fills_a_set_makes_it_unknown() -> None:
