@@ -26,8 +26,8 @@ from tracer.rules.services import ServiceMap
 
 SETTLE_SECONDS = 0.05  # kube-proxy changes several tables one after another: read when none has changed for so long,
 IMPATIENT_SECONDS = 0.5  # but wait no longer than this
-LEGACY_SECONDS = 1.0  # between two readings of legacy tables whose state is the same
-LEGACY_SHARE = 2.0  # and at least so many times what reading took
+LEGACY_SECONDS = 0.5  # between two readings of legacy tables whose state is the same
+LEGACY_SHARE = 0.5  # and at least so many times what reading took
 
 
 class Watching:
