@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import pwd
 import socket
 import ssl
@@ -52,13 +53,23 @@ def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def server() -> Iterator[ApiServer]:
-    with ApiServer() as api:
-        yield api
+def servers() -> Iterator[contextlib.ExitStack]:
+    """Ends the servers of a test, after its mirrors.
+
+    A client that is reset between connect() and its handshake loses its socket to the garbage collector
+    (ssl.SSLSocket._create, Python 3.11), and that fails whichever test runs by then.
+    """
+    with contextlib.ExitStack() as stack:
+        yield stack
 
 
 @pytest.fixture
-def watch() -> Iterator[Callable[..., tuple[Table, Mirror]]]:
+def server(servers: contextlib.ExitStack) -> ApiServer:
+    return servers.enter_context(ApiServer())
+
+
+@pytest.fixture
+def watch(servers: contextlib.ExitStack) -> Iterator[Callable[..., tuple[Table, Mirror]]]:
     """Mirrors pods into a table, and ends that with the test."""
     running: list[Mirror] = []
 
@@ -350,13 +361,23 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def secure(certificates: Path, ask_client: bool = False) -> ApiServer:
+@pytest.fixture
+def secure(certificates: Path, servers: contextlib.ExitStack) -> Callable[..., ApiServer]:
+    """Starts a server that speaks TLS."""
+
+    def start(ask_client: bool = False) -> ApiServer:
+        return servers.enter_context(ApiServer(tls_of(certificates, ask_client)))
+
+    return start
+
+
+def tls_of(certificates: Path, ask_client: bool) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificates / "server.crt", certificates / "server.key")
     if ask_client:
         context.load_verify_locations(certificates / "ca.crt")
         context.verify_mode = ssl.CERT_REQUIRED
-    return ApiServer(context)
+    return context
 
 
 def kubeconfig(cluster: dict[str, Any], user: dict[str, Any] | None = None, name: str = "it") -> str:
@@ -377,47 +398,47 @@ def base64_of(path: Path) -> str:
 
 
 @pytest.mark.parametrize("inline", [True, False], ids=["data", "files"])
-def test_mutual_tls(certificates: Path, watch: Any, tmp_path: Path, inline: bool) -> None:
+def test_mutual_tls(secure: Any, certificates: Path, watch: Any, tmp_path: Path, inline: bool) -> None:
     path = (tmp_path if inline else certificates) / "kubeconfig"
-    with secure(certificates, ask_client=True) as server:
-        if inline:
-            cluster = {"certificate-authority-data": base64_of(certificates / "ca.crt")}
-            user = {
-                "client-certificate-data": base64_of(certificates / "client.crt"),
-                "client-key-data": base64_of(certificates / "client.key"),
-            }
-        else:  # relative to the kubeconfig
-            cluster = {"certificate-authority": "ca.crt"}
-            user = {"client-certificate": "client.crt", "client-key": "client.key"}
-        path.write_text(kubeconfig({"server": server.url, **cluster}, user))
-        _, pods = watch(lambda: config.find(path))
-        assert pods.settled(5)
-        assert (pods.trouble(), pods.loaded()) == ([], True)
+    server = secure(ask_client=True)
+    if inline:
+        cluster = {"certificate-authority-data": base64_of(certificates / "ca.crt")}
+        user = {
+            "client-certificate-data": base64_of(certificates / "client.crt"),
+            "client-key-data": base64_of(certificates / "client.key"),
+        }
+    else:  # relative to the kubeconfig
+        cluster = {"certificate-authority": "ca.crt"}
+        user = {"client-certificate": "client.crt", "client-key": "client.key"}
+    path.write_text(kubeconfig({"server": server.url, **cluster}, user))
+    _, pods = watch(lambda: config.find(path))
+    assert pods.settled(5)
+    assert (pods.trouble(), pods.loaded()) == ([], True)
 
 
-def test_a_server_that_nobody_vouches_for_is_not_trusted(certificates: Path, watch: Any) -> None:
-    with secure(certificates) as server:
-        _, pods = watch(server.access)
-        assert pods.settled(5)
-        assert "certificate verify failed" in pods.trouble()[0]
-        assert server.requests == []
+def test_a_server_that_nobody_vouches_for_is_not_trusted(secure: Any, watch: Any) -> None:
+    server = secure()
+    _, pods = watch(server.access)
+    assert pods.settled(5)
+    assert "certificate verify failed" in pods.trouble()[0]
+    assert server.requests == []
 
 
-def test_insecure_is_what_the_kubeconfig_asked_for(certificates: Path, watch: Any) -> None:
-    with secure(certificates) as server:
-        _, pods = watch(Access("test", server.url, insecure=True))
-        assert pods.settled(5)
-        assert pods.loaded()
+def test_insecure_is_what_the_kubeconfig_asked_for(secure: Any, watch: Any) -> None:
+    server = secure()
+    _, pods = watch(Access("test", server.url, insecure=True))
+    assert pods.settled(5)
+    assert pods.loaded()
 
 
-def test_the_name_to_verify_may_be_another_than_the_servers(certificates: Path, watch: Any) -> None:
+def test_the_name_to_verify_may_be_another_than_the_servers(secure: Any, certificates: Path, watch: Any) -> None:
     authority = (certificates / "ca.crt").read_bytes()
-    with secure(certificates) as server:
-        _, good = watch(Access("test", server.url, authority, tls_server_name="api.example"))
-        _, bad = watch(Access("test", server.url, authority, tls_server_name="other.example"))
-        assert good.settled(5)
-        assert bad.settled(5)
-        assert (good.loaded(), bad.loaded()) == (True, False)
+    server = secure()
+    _, good = watch(Access("test", server.url, authority, tls_server_name="api.example"))
+    _, bad = watch(Access("test", server.url, authority, tls_server_name="other.example"))
+    assert good.settled(5)
+    assert bad.settled(5)
+    assert (good.loaded(), bad.loaded()) == (True, False)
 
 
 def test_certificates_that_are_none_are_reported(watch: Any) -> None:
