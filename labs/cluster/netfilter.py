@@ -1,6 +1,7 @@
-"""iptables as the node's components use it: save and restore, in whichever variant the node uses.
+"""iptables, nft and conntrack as the node's components use them.
 
-Stands for k8s.io/kubernetes/pkg/util/iptables. Rules go to the network namespace that the process lives in.
+Stands for k8s.io/kubernetes/pkg/util/iptables, sigs.k8s.io/knftables, and the calls in pkg/proxy/conntrack. All of them
+work on the network namespace that the process lives in; iptables in whichever variant the node uses.
 `iptables-restore` waits for /run/xtables.lock as kube-proxy does with -w; the pods of a node share that file through a
 hostPath volume, as in the real thing.
 """
@@ -9,10 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from collections.abc import Iterable
 
 from tracer.errors import K8snetError, ToolMissing
 
 LOCK_SECONDS = 5
+NO_ENTRIES = "0 flow entries have been deleted"  # conntrack fails then; pkg/proxy/conntrack/conntrack.go
 
 
 class Iptables:
@@ -42,17 +45,63 @@ class Iptables:
         await self._run(f"{self._prefix}-restore", "-w", str(LOCK_SECONDS), "--noflush", feed=text)
 
     async def _run(self, program: str, *arguments: str, feed: str = "") -> str:
-        if shutil.which(program) is None:
-            raise ToolMissing(
-                f"{program} is not installed; nodes can't have rules without it", hint="apt install iptables"
-            )
-        pipe = asyncio.subprocess.PIPE
-        process = await asyncio.create_subprocess_exec(program, *arguments, stdin=pipe, stdout=pipe, stderr=pipe)
-        output, complaint = await process.communicate(feed.encode())
-        if process.returncode != 0:
-            said = complaint.decode(errors="replace").strip()
-            raise K8snetError(f"{program} failed ({process.returncode}): {said}")
-        return output.decode(errors="replace")
+        return await _run("iptables", program, *arguments, feed=feed)
+
+
+class Nft:
+    """One table of nftables. `table`: family and name, as in "ip kube-proxy"."""
+
+    def __init__(self, table: str) -> None:
+        self.table = table
+        self.family = 4 if table.startswith("ip ") else 6
+
+    async def names(self, kind: str) -> list[str]:
+        """The names of the table's chains or sets (`kind`: "chain" or "set"); none when there is no such table.
+
+        Raises as `run`.
+        """
+        text = await _run("nftables", "nft", "list", f"{kind}s", self.table.split()[0])
+        names, inside = [], False
+        for line in text.splitlines():
+            words = line.split()
+            if words[:1] == ["table"]:
+                inside = " ".join(words[1:3]) == self.table
+            elif inside and words[:1] == [kind]:
+                names.append(words[1])
+        return names
+
+    async def run(self, script: str) -> None:
+        """Run a script: one transaction. Raises ToolMissing, or K8snetError with nft's complaint."""
+        await _run("nftables", "nft", "-f", "-", feed=script)
+
+
+async def forget_flows(family: int, options: Iterable[str]) -> None:
+    """Delete the connection-tracking entries of UDP that `options` of the command conntrack select; none is fine.
+
+    Raises ToolMissing, or K8snetError with the command's complaint.
+    """
+    try:
+        await _run("conntrack", "conntrack", "-D", "-f", f"ipv{family}", "-p", "udp", *options)
+    except ToolMissing:
+        raise
+    except K8snetError as error:
+        if NO_ENTRIES not in str(error):
+            raise
+
+
+async def _run(package: str, program: str, *arguments: str, feed: str = "") -> str:
+    """Give what `program` of Debian's `package` prints. Raises ToolMissing, or K8snetError with its complaint."""
+    if shutil.which(program) is None:
+        raise ToolMissing(
+            f"{program} is not installed; nodes can't have rules without it", hint=f"apt install {package}"
+        )
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(program, *arguments, stdin=pipe, stdout=pipe, stderr=pipe)
+    output, complaint = await process.communicate(feed.encode())
+    if process.returncode != 0:
+        said = complaint.decode(errors="replace").strip()
+        raise K8snetError(f"{program} failed ({process.returncode}): {said}")
+    return output.decode(errors="replace")
 
 
 def jumps_in_front(text: str, built_in: frozenset[str]) -> str:

@@ -89,6 +89,7 @@ def container_spec(
             "ports": ports,
             "families": list(node.options.plan.families),
             "pod_networks": node.options.plan.pod_networks,
+            "proxy": node.options.proxy,
             "iptables": node.options.iptables,
             "api_server": node.api_server,
         },

@@ -11,7 +11,11 @@ Stands for the program `kube-proxy` v1.30.5 (kubernetes/kubernetes, pkg/proxy). 
                    (pkg/proxy/endpointslicecache.go, topology.go)
     iptables.py    both -> input for iptables-restore (pkg/proxy/iptables/proxier.go)
     nftables.py    both -> input for nft (pkg/proxy/nftables/proxier.go)
+    changes.py     which Service ports differ from last time (servicechangetracker.go, endpointschangetracker.go)
+    iptables_sync.py, nftables_sync.py
+                   what of the rules has to be written for that
+    conntrack.py   which entries of UDP have to go (pkg/proxy/conntrack/cleanup.go)
 
-Everything here is a pure function of the objects: no kernel, no files, no clock. Who watches the API, loads the rules,
-and clears conntrack entries belongs elsewhere.
+Nothing here touches a kernel, files, or a clock. Who watches the API, loads the rules, and clears conntrack entries
+belongs elsewhere (labs/cluster/kubeproxy.py).
 """

@@ -25,9 +25,9 @@ What is here                        there
     `chain_hash`                        portProtoHash, servicePortEndpointChainName
 
 Left out: `--nodeport-addresses` (NodePorts answer on every local address, as by default), local traffic detection by
-anything but the cluster CIDR, deleting chains no longer in use, conntrack clean-up, and metrics. kube-proxy's order of
-Services is that of a Go map, so it differs from run to run; here it is the order of the objects. The order within each
-Service is kube-proxy's.
+anything but the cluster CIDR, and metrics; what one sync leaves of the last one is decided in iptables_sync.py.
+kube-proxy's order of Services is that of a Go map, so it differs from run to run; here it is the order of the objects.
+The order within each Service is kube-proxy's.
 """
 
 from __future__ import annotations
@@ -92,8 +92,7 @@ JUMPS = (
 class ServiceRules:
     """What one Service port adds: rules in the chains that all Services share, and chains of its own.
 
-    A partial sync writes `filter` and `entry` of every Service (shared chains are always written whole) but `chains`
-    and `rules` only of those that changed.
+    A partial sync (iptables_sync.py) writes `chains` and `rules` only of Services that changed.
     """
 
     filter: list[str] = field(default_factory=list)
@@ -112,13 +111,15 @@ class Sync:
     nat_rules: list[str]
 
     def text(self) -> str:
-        """Give the input for `iptables-restore --noflush`, as kube-proxy writes it."""
-        return "\n".join(
-            [
-                *("*filter", *map(_declaration, self.filter_chains), *self.filter_rules, "COMMIT"),
-                *("*nat", *map(_declaration, self.nat_chains), *self.nat_rules, "COMMIT", ""),
-            ]
-        )
+        """Give the input for `iptables-restore --noflush`, as kube-proxy writes it, of tables that have lines."""
+        lines: list[str] = []
+        for table, chains, rules in (
+            ("*filter", self.filter_chains, self.filter_rules),
+            ("*nat", self.nat_chains, self.nat_rules),
+        ):
+            if chains or rules:
+                lines += (table, *map(_declaration, chains), *rules, "COMMIT")
+        return "\n".join([*lines, ""])
 
 
 def render(
@@ -173,10 +174,22 @@ def full_sync(
     ports: Mapping[Any, ServicePort], endpoints: Mapping[Any, Sequence[Endpoint]], settings: Settings
 ) -> Sync:
     """Give the lines of a full sync for all Service ports, whose endpoints are found under the same keys."""
-    comments = sum(len(endpoints.get(key, ())) for key in ports) <= LARGE_CLUSTER_ENDPOINTS
+    comments = has_comments(ports, endpoints)
+    return compose(
+        (service_rules(port, endpoints.get(key, ()), settings, comments=comments) for key, port in ports.items()),
+        settings,
+    )
+
+
+def has_comments(ports: Iterable[Any], endpoints: Mapping[Any, Sequence[Endpoint]]) -> bool:
+    """Tell whether rules about endpoints have comments: not in large clusters."""
+    return sum(len(endpoints.get(key, ())) for key in ports) <= LARGE_CLUSTER_ENDPOINTS
+
+
+def compose(services: Iterable[ServiceRules], settings: Settings) -> Sync:
+    """Give the lines of a sync that writes the rules of these Service ports, and what does not depend on any."""
     sync = _preamble(settings)
-    for key, port in ports.items():
-        rules = service_rules(port, endpoints.get(key, ()), settings, comments=comments)
+    for rules in services:
         sync.filter_rules.extend(rules.filter)
         sync.nat_chains.extend(rules.chains)
         sync.nat_rules.extend(rules.entry)

@@ -16,14 +16,14 @@ packet doesn't grow with the number of Services:
     filter-forward, … -> cluster-ips-check      turn away traffic for ports that a ClusterIP hasn't got
 
 What is here                        there
-    BASE_CHAINS, JUMPS, `_setup`        nftablesBaseChains, nftablesJumpChains, setupNFTables
+    BASE_CHAINS, JUMPS, `setup`        nftablesBaseChains, nftablesJumpChains, setupNFTables
     `full_sync`                         syncProxyRules
     `service_rules`                     the body of its loop over svcPortMap
     `_spread`                           writeServiceToEndpointRules
     `_name`                             servicePortChainNameBase, servicePortEndpointChainNameBase
 
-Left out: `--nodeport-addresses` (NodePorts answer on the node's own address, the default in this mode), deleting chains
-and affinity sets no longer in use, conntrack clean-up, and metrics. When two Services claim one address and port,
+Left out: `--nodeport-addresses` (NodePorts answer on the node's own address, the default in this mode), and metrics;
+what one sync leaves of the last one is decided in nftables_sync.py. When two Services claim one address and port,
 kube-proxy's transaction fails as a whole; here the first one keeps it. The order of Services is that of the objects.
 """
 
@@ -178,7 +178,7 @@ def full_sync(ports: Mapping[Any, ServicePort], endpoints: Mapping[Any, Sequence
     It is one transaction: the kernel takes all of it, or nothing. It flushes what was in the shared chains, sets and
     maps before; affinity sets keep who is in them.
     """
-    lines = list(_setup(settings))
+    lines = list(setup(settings))
     claimed: set[tuple[str, str]] = set()
     for key, port in ports.items():
         rules = service_rules(port, endpoints.get(key, ()), settings)
@@ -371,7 +371,7 @@ def _endpoint_chain(plan: _Plan, endpoint: Endpoint, out: ServiceRules) -> None:
 # --- The script -----------------------------------------------------------------------------------
 
 
-def _setup(settings: Settings) -> Iterator[str]:
+def setup(settings: Settings) -> Iterator[str]:
     """The table, its base chains, shared chains, sets and maps, emptied, and the rules that depend on no Service."""
     ip, address = ("ip", "ipv4_addr") if settings.family == 4 else ("ip6", "ipv6_addr")
     table = f"{ip} {TABLE}"
@@ -413,20 +413,36 @@ def _shared_rules(settings: Settings, ip: str) -> Iterator[tuple[str, str]]:
     yield SERVICES, f"{by_port} vmap @{SERVICE_NODEPORTS}"
 
 
+def table_name(settings: Settings) -> str:
+    """Give family and name of the table, as commands want them."""
+    return f"{'ip' if settings.family == 4 else 'ip6'} {TABLE}"
+
+
+def add_set(table: str, name: str, seconds: int, settings: Settings) -> str:
+    """Give the command that makes one affinity set, unless it is there."""
+    address = "ipv4_addr" if settings.family == 4 else "ipv6_addr"
+    # "dynamic", although nothing stateful is in it: some kernels add that, and then refuse a set without it.
+    return f"add set {table} {name} {{ type {address} ; flags dynamic,timeout ; timeout {seconds}s ; }}"
+
+
+def add_element(table: str, element: Element) -> str:
+    """Give the command that adds one element."""
+    container, key, verdict, comment = element
+    about, goes_to = f' comment "{comment}"' if comment else "", f" : {verdict}" if verdict else ""
+    return f"add element {table} {container} {{ {key}{about}{goes_to} }}"
+
+
 def _script(rules: ServiceRules, settings: Settings, claimed: set[tuple[str, str]]) -> Iterator[str]:
     """Give the commands for one Service port, but no element whose key is `claimed` already."""
-    ip, address = ("ip", "ipv4_addr") if settings.family == 4 else ("ip6", "ipv6_addr")
-    table = f"{ip} {TABLE}"
+    table = table_name(settings)
     for chain in rules.chains:
         yield f"add chain {table} {chain}"
         yield f"flush chain {table} {chain}"
     for name, seconds in rules.affinity_sets.items():
-        # "dynamic", although nothing stateful is in it: some kernels add that, and then refuse a set without it.
-        yield f"add set {table} {name} {{ type {address} ; flags dynamic,timeout ; timeout {seconds}s ; }}"
-    for container, key, verdict, comment in rules.elements:
-        if (container, key) not in claimed:
-            claimed.add((container, key))
-            about, goes_to = f' comment "{comment}"' if comment else "", f" : {verdict}" if verdict else ""
-            yield f"add element {table} {container} {{ {key}{about}{goes_to} }}"
+        yield add_set(table, name, seconds, settings)
+    for element in rules.elements:
+        if element[:2] not in claimed:
+            claimed.add(element[:2])
+            yield add_element(table, element)
     for chain, rule in rules.rules:
         yield f"add rule {table} {chain} {rule}"

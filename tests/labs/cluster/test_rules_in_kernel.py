@@ -1,4 +1,4 @@
-"""kube-proxy's and kindnet's loaders against a real kernel: what they leave in the tables, load after load."""
+"""kube-proxy's and kindnet's proxiers against a real kernel: what they leave in the tables, load after load."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ from typing import Any, TypeVar
 import pytest
 
 from labs.cluster.kindnet import ensure_masquerading, routes_to
-from labs.cluster.kubeproxy import Loader
+from labs.cluster.kubeproxy import Proxier, backend
 from labs.cluster.netfilter import Iptables, jumps_in_front
-from labs.cluster.proxy.endpoints import endpoints_by_port
-from labs.cluster.proxy.iptables import Sync, full_sync
 from labs.cluster.proxy.node import LocalNode
-from labs.cluster.proxy.services import service_ports
 from labs.cluster.proxy.settings import Settings
+from tests.labs.proxy.kube_objects import endpoint, endpoint_slice, service
 from tracer.errors import K8snetError
 from tracer.netns import run_in
 
@@ -45,35 +43,25 @@ def test_routes_lead_to_the_other_nodes() -> None:
     assert routes_to(nodes, "node2") == {"10.244.0.0/24": "172.18.0.2"}
 
 
-def sync(*names: str) -> Sync:
-    """kube-proxy's rules for Services of these names, one endpoint each."""
-    services, slices = [], []
-    for number, name in enumerate(names, 1):
-        spec = {
-            "type": "ClusterIP",
-            "clusterIP": f"10.96.0.{number}",
-            "clusterIPs": [f"10.96.0.{number}"],
-            "ipFamilies": ["IPv4"],
-            "ports": [{"name": "", "protocol": "TCP", "port": 80, "targetPort": 80}],
-        }
-        services.append({"metadata": {"namespace": "default", "name": name}, "spec": spec})
-        labels = {"kubernetes.io/service-name": name}
-        endpoint = {"addresses": [f"10.244.0.{number}"], "conditions": {"ready": True}, "nodeName": "node1"}
-        slices.append(
-            {
-                "metadata": {"namespace": "default", "name": f"{name}-x", "labels": labels},
-                "addressType": "IPv4",
-                "ports": [{"name": "", "protocol": "TCP", "port": 80}],
-                "endpoints": [endpoint],
-            }
-        )
-    settings = Settings(node=LocalNode("node1", "172.18.0.2"), family=4, cluster_cidr="10.244.0.0/16")
-    return full_sync(service_ports(services, 4), endpoints_by_port(slices, node_name="node1", family=4), settings)
+SETTINGS = Settings(node=LocalNode("node1", "172.18.0.2"), family=4, cluster_cidr="10.244.0.0/16")
+Objects = tuple[dict[tuple[str, str], Any], dict[tuple[str, str], Any]]
+
+
+def objects(*names: str) -> Objects:
+    """Services of these names and their EndpointSlices, one endpoint each."""
+    services, slices = {}, {}
+    for name in names:
+        ip, number = f"10.96.0.{ord(name)}", ord(name)
+        ports = [{"name": "", "protocol": "TCP", "port": 80}]
+        services["default", name] = service(name, namespace="default", clusterIP=ip, ports=ports)
+        entry = endpoint(f"10.244.0.{number}", node="node1", ready=True)
+        slices["default", f"{name}-x"] = endpoint_slice(entry, of=name, namespace="default", ports=ports)
+    return services, slices
 
 
 @pytest.mark.root
 @pytest.mark.parametrize("variant", ["legacy", "nft"])
-class TestLoader:
+class TestIptables:
     @pytest.fixture
     def inside(self) -> Iterator[Callable[[Callable[[], T]], T]]:
         """Calls a function in a network namespace of its own."""
@@ -92,49 +80,52 @@ class TestLoader:
         lines: list[str] = inside(lambda: subprocess.check_output(command, text=True)).splitlines()
         return [line for line in lines if line.startswith(("-A", ":KUBE", ":KIND"))]
 
-    def load(self, inside: Any, loader: Loader, wanted: Sync) -> None:
-        inside(lambda: asyncio.run(loader.load(wanted)))
+    def proxier(self, variant: str) -> Proxier:
+        return Proxier("node1", backend("iptables", 4, variant))
+
+    def load(self, inside: Any, proxier: Proxier, *names: str) -> None:
+        inside(lambda: asyncio.run(proxier.sync(*objects(*names), SETTINGS)))
 
     def test_a_second_load_of_the_same_changes_nothing(self, inside: Any, variant: str) -> None:
-        loader = Loader(Iptables(4, variant))
-        self.load(inside, loader, sync("a", "b"))
+        proxier = self.proxier(variant)
+        self.load(inside, proxier, "a", "b")
         first = self.saved(inside, variant)
         assert sum('"default/a cluster IP"' in line for line in first) == 2
-        self.load(inside, loader, sync("a", "b"))
+        self.load(inside, proxier, "a", "b")
         assert self.saved(inside, variant) == first
 
     def test_chains_of_services_that_are_gone_go_too(self, inside: Any, variant: str) -> None:
-        loader = Loader(Iptables(4, variant))
-        self.load(inside, loader, sync("a"))
+        proxier = self.proxier(variant)
+        self.load(inside, proxier, "a")
         alone = self.saved(inside, variant)
-        self.load(inside, loader, sync("a", "b", "c"))
+        self.load(inside, proxier, "a", "b", "c")
         assert len(self.saved(inside, variant)) > len(alone)
-        self.load(inside, loader, sync("a"))
+        self.load(inside, proxier, "a")
         assert self.saved(inside, variant) == alone
 
     def test_a_restarted_kube_proxy_takes_over(self, inside: Any, variant: str) -> None:
-        self.load(inside, Loader(Iptables(4, variant)), sync("a"))
+        self.load(inside, self.proxier(variant), "a")
         alone = self.saved(inside, variant)
-        self.load(inside, Loader(Iptables(4, variant)), sync("a", "b"))
-        self.load(inside, Loader(Iptables(4, variant)), sync("a"))
+        self.load(inside, self.proxier(variant), "a", "b")
+        self.load(inside, self.proxier(variant), "a")
         assert self.saved(inside, variant) == alone
 
     def test_rules_that_somebody_took_away_are_missed_and_written_anew(self, inside: Any, variant: str) -> None:
-        loader = Loader(Iptables(4, variant))
-        self.load(inside, loader, sync("a"))
+        proxier = self.proxier(variant)
+        self.load(inside, proxier, "a")
         complete = self.saved(inside, variant)
-        assert inside(lambda: asyncio.run(loader.still_there()))
+        assert inside(lambda: asyncio.run(proxier.backend.still_there()))
         for table in ("nat", "filter", "mangle"):
             for action in ("-F", "-X"):
                 inside(lambda: subprocess.check_call([f"iptables-{variant}", "-t", table, action]))  # noqa: B023
-        assert not inside(lambda: asyncio.run(loader.still_there()))
-        self.load(inside, loader, sync("a"))
+        assert not inside(lambda: asyncio.run(proxier.backend.still_there()))
+        self.load(inside, proxier, "a")
         assert self.saved(inside, variant) == complete
 
     def test_its_jumps_are_in_front_of_kindnets_whoever_came_first(self, inside: Any, variant: str) -> None:
         iptables = Iptables(4, variant)
         inside(lambda: asyncio.run(ensure_masquerading(iptables, ["10.244.0.0/16"])))
-        self.load(inside, Loader(iptables), sync("a"))
+        self.load(inside, self.proxier(variant), "a")
         inside(lambda: asyncio.run(ensure_masquerading(iptables, ["10.244.0.0/16"])))
         lines = [line for line in self.saved(inside, variant) if line.startswith("-A POSTROUTING ")]
         assert [line.rpartition("-j ")[2] for line in lines] == ["KUBE-POSTROUTING", "KIND-MASQ-AGENT"]
