@@ -1,9 +1,10 @@
 """kindnet: routes to the other nodes' pods, and masquerading of what leaves the cluster.
 
 Stands for kindnetd, kind's CNI daemon (images/kindnetd/cmd/kindnetd): for each other node a route to its pod networks
-by way of its address, and in the nat table the chain KIND-MASQ-AGENT, rule for rule as masq.go writes it. It runs in a
-pod of each node, on the node's network (DaemonSet kindnet). Writing the CNI configuration is left out: the plugin that
-it configures is `labs.cluster.network`.
+by way of its address, and in the nat table the chain KIND-MASQ-AGENT, rule for rule as masq.go writes it. With
+`--cni vxlan` the routes lead through the overlay of `labs.cluster.vxlan`. It runs in a pod of each node, on the node's
+network (DaemonSet kindnet). Writing the CNI configuration is left out: the plugin that it configures is
+`labs.cluster.network`.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import logging
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from labs.cluster import uplink, vxlan
 from labs.cluster.apiclient import Mirror
 from labs.cluster.netfilter import Iptables
 from labs.cluster.resources import NODES, Object
 from labs.cluster.runtime import Container
 
 CHAIN = "KIND-MASQ-AGENT"
+RETRY_SECONDS = 0.5
 RESYNC_SECONDS = 10.0  # main.go: routes that somebody took away come back
 
 log = logging.getLogger(__name__)
@@ -38,6 +41,7 @@ async def _run(container: Container) -> None:
     for family in container.facts["families"]:
         networks = [network for network in container.facts["pod_networks"] if _family(network) == family]
         await ensure_masquerading(Iptables(family, container.facts["iptables"]), networks)
+    uplink.LinkEvents(changed.set)
     async with asyncio.TaskGroup() as group:
         group.create_task(mirror.run())
         group.create_task(_route_loop(container, mirror, changed))
@@ -50,12 +54,19 @@ async def _route_loop(container: Container, mirror: Mirror, changed: asyncio.Eve
             await asyncio.wait_for(changed.wait(), RESYNC_SECONDS)
         changed.clear()
         version = mirror.version
-        wanted = routes_to(list(mirror.items[NODES].values()), container.facts["node"])
+        nodes = list(mirror.items[NODES].values())
+        wanted = routes_to(nodes, container.facts["node"])
+        replace = replace_routes
+        if container.facts["cni"] == "vxlan":
+            own = next((node for node in nodes if node["metadata"]["name"] == container.facts["node"]), None)
+            replace = vxlan.Overlay({} if own is None else networks_of(own)).replace_routes
         try:
             # In a thread: pyroute2 has an event loop of its own.
-            await asyncio.to_thread(replace_routes, routes, wanted)
+            await asyncio.to_thread(replace, routes, wanted)
         except NetlinkError as error:  # such as a link that is down: the next round may do better
             log.warning("routes: %s", error)
+            await asyncio.sleep(RETRY_SECONDS)
+            changed.set()
             continue
         routes = wanted
         container.notify(f"synced {version}")
@@ -82,16 +93,19 @@ def _address_family(network: str) -> int:
 
 def routes_to(nodes: list[Object], own: str) -> dict[str, str]:
     """Pod network -> address of the node that it is on, for all nodes but our own."""
-    routes = {}
-    for node in nodes:
-        if node["metadata"]["name"] == own:
-            continue
-        addresses = [entry["address"] for entry in node["status"]["addresses"] if entry["type"] == "InternalIP"]
-        for cidr in node["spec"].get("podCIDRs") or ():
-            gateway = next((address for address in addresses if (":" in address) is (":" in cidr)), None)
-            if gateway is not None:
-                routes[cidr] = gateway
-    return routes
+    others = (node for node in nodes if node["metadata"]["name"] != own)
+    return {network: address for node in others for network, address in networks_of(node).items()}
+
+
+def networks_of(node: Object) -> dict[str, str]:
+    """The pod networks of a node, and for each the node's address of that family."""
+    addresses = [entry["address"] for entry in node["status"]["addresses"] if entry["type"] == "InternalIP"]
+    networks = {}
+    for cidr in node["spec"].get("podCIDRs") or ():
+        address = next((address for address in addresses if (":" in address) is (":" in cidr)), None)
+        if address is not None:
+            networks[cidr] = address
+    return networks
 
 
 async def ensure_masquerading(iptables: Iptables, pod_networks: list[str]) -> None:

@@ -32,7 +32,8 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.rtnl.ifaddrmsg import IFA_F_NODAD
 
 from labs.cluster import linux
-from labs.cluster.options import AddressPlan, without_prefix
+from labs.cluster.options import AddressPlan
+from labs.cluster.uplink import Uplink
 from tracer.errors import K8snetError
 
 WIRE = "wire"
@@ -64,7 +65,6 @@ class Wire:
     """
 
     def __init__(self, plan: AddressPlan) -> None:
-        self._plan = plan
         # Frames between nodes are no business of this namespace's netfilter.
         for name in ("iptables", "ip6tables", "arptables"):
             _sysctl(f"net/bridge/bridge-nf-call-{name}", "0", optional=True)
@@ -77,8 +77,9 @@ class Wire:
             _add_address(self._ip, self._bridge, address)
         self._ip.link("set", index=self._bridge, state="up")
 
-    def connect(self, name: str, netns: int, addresses: Iterable[str]) -> None:
-        """Give the network namespace `netns` a cable to the wire: eth0 with `addresses`, and a default route."""
+    def connect(self, name: str, uplink: Uplink) -> None:
+        """Give a node's network namespace its cable to the wire: eth0 with addresses and a default route."""
+        netns = uplink.netns
         with linux.network_namespace(netns):
             inside = IPRoute()
         with inside:
@@ -86,13 +87,9 @@ class Wire:
             self._ip.link("add", ifname=name, kind="veth", peer=peer)
             port = _index(self._ip, name)
             self._ip.link("set", index=port, master=self._bridge, state="up")
-            eth0 = _index(inside, "eth0")
             inside.link("set", index=1, state="up")
-            for address in addresses:
-                _add_address(inside, eth0, address)
-            inside.link("set", index=eth0, state="up")
-            for gateway in without_prefix(self._plan.gateways):
-                inside.route("add", dst="default", gateway=gateway, oif=eth0, family=_family(gateway))
+            inside.link("set", index=_index(inside, "eth0"), state="up")
+        uplink.configure()
 
 
 def prepare_node(netns: int, plan: AddressPlan) -> None:
@@ -115,11 +112,14 @@ class Attachment:
 class NodeNetwork:
     """One node's end of the pod network: hands out addresses of `cidrs` and plugs pods in. `netns`: the node's.
 
+    `mtu`: the largest packet of a pod; None for the wire's.
+
     Make it, and call it, in the netlink thread.
     """
 
     netns: int
     cidrs: list[str]
+    mtu: int | None = None
     _used: set[str] = field(default_factory=set)
     _last: dict[str, int] = field(default_factory=dict)
 
@@ -148,7 +148,8 @@ class NodeNetwork:
         self._free(attachment.addresses)
 
     def _plug(self, inside: Any, netns: int, link: str, addresses: list[str]) -> None:
-        self._ip.link("add", ifname=link, kind="veth", peer={"ifname": "eth0", "net_ns_fd": netns})
+        size = {} if self.mtu is None else {"mtu": self.mtu}
+        self._ip.link("add", ifname=link, kind="veth", peer={"ifname": "eth0", "net_ns_fd": netns, **size}, **size)
         host = _index(self._ip, link)
         eth0 = _index(inside, "eth0")
         inside.link("set", index=1, state="up")

@@ -90,6 +90,7 @@ def container_spec(
             "families": list(node.options.plan.families),
             "pod_networks": node.options.plan.pod_networks,
             "proxy": node.options.proxy,
+            "cni": node.options.cni,
             "iptables": node.options.iptables,
             "api_server": node.api_server,
         },

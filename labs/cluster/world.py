@@ -29,6 +29,7 @@ from labs.cluster import (
     rollouts,
     scheduler,
     schema,
+    vxlan,
     workloads,
 )
 from labs.cluster.admission import admit
@@ -61,6 +62,8 @@ from labs.cluster.resources import (
 )
 from labs.cluster.runtime import ContainerSpec, Runtime, Started
 from labs.cluster.store import Change, Store, now
+from labs.cluster.uplink import Uplink
+from labs.cluster.uplink import keep as keep_uplink
 from tracer.errors import K8snetError
 
 READY_SECONDS = 20.0
@@ -81,6 +84,7 @@ class Node:
     number: int
     facts: NodeFacts
     netns: int
+    uplink: Uplink
     pods: network.NodeNetwork
     started: Started
     kubelet: Kubelet
@@ -125,6 +129,7 @@ class World:
         self._keep("sweep", self._sweep)
         for node in self.nodes:
             self._keep(node.facts.name, functools.partial(self._run_node, node))
+            self._keep(f"uplink of {node.facts.name}", functools.partial(keep_uplink, node.uplink, self._netlink.run))
         self._progress("pods")
         await self._wait_until_ready()
         self.ready = True
@@ -137,11 +142,13 @@ class World:
         cgroup = None if self.ledger.cgroup is None else f"{self.ledger.cgroup}/{name}"
         facts = NodeFacts(name, tuple(without_prefix(addresses)), cgroup, self.options)
         netns = await self._machine.make_sandbox(name)
-        await self._netlink.run(wire.connect, name, netns, addresses)
+        uplink = Uplink(netns, tuple(addresses), tuple(without_prefix(plan.gateways)))
+        await self._netlink.run(wire.connect, name, uplink)
         await self._netlink.run(network.prepare_node, netns, plan)
-        pods = await self._netlink.run(network.NodeNetwork, netns, plan.pod_cidrs(number))
+        mtu = vxlan.mtu(plan.families) if self.options.cni == "vxlan" else None
+        pods = await self._netlink.run(network.NodeNetwork, netns, plan.pod_cidrs(number), mtu)
         started, kubelet = await self._boot(facts, netns, pods)
-        return Node(number, facts, netns, pods, started, kubelet)
+        return Node(number, facts, netns, uplink, pods, started, kubelet)
 
     async def _run_node(self, node: Node) -> None:
         """Run a node's kubelet; when the node's first process ends, and with it all its pods, boot the node again."""

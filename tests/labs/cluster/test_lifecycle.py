@@ -108,7 +108,7 @@ class TestUpAndDown:
                 assert cluster.get(f"node{number}", "http://10.96.100.50:8000/")["namespace"] == "fastapi"
 
     def test_what_is_not_there_yet_is_a_usage_error(self) -> None:
-        for option, value in (("--proxy", "ebpf"), ("--proxy", "nftables"), ("--cni", "vxlan")):
+        for option, value in (("--proxy", "ebpf"),):
             refused = lab("up", "--name", Lab().name, option, value, check=False)
             assert (refused.returncode, "not there yet" in refused.stderr) == (2, True)
 
