@@ -349,14 +349,14 @@ class Kubelet:
         """Take apart what `_sandbox` made."""
         if running.attachment is not None:
             await self._netlink.run(self._network.detach, running.attachment)
-        if running.netns is not None:
-            os.close(running.netns)
         if running.sandbox is not None:
             with contextlib.suppress(K8snetError):
                 await self._runtime.remove_sandbox(running.sandbox)
         self._remove_cgroup(pod_cgroup(self.node.cgroup, running.pod))
         if self.pods.get(key_of(running.pod)) is running:
             del self.pods[key_of(running.pod)]
+        if running.netns is not None:  # last of all: whoever finds the pod in `pods` may use it
+            os.close(running.netns)
 
     @staticmethod
     def _remove_cgroup(path: str | None) -> None:

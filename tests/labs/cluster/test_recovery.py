@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from labs.cluster import control
 from tests.labs.lab import REPOSITORY, Lab, lab
 
 pytestmark = pytest.mark.root
@@ -115,3 +116,19 @@ def test_without_cgroup_v2_it_works_and_says_so() -> None:
 def test_more_clusters_do_not_find_each_others_leftovers(victim: Lab) -> None:
     lab("down", "--name", Lab().name)
     assert victim.status()["ready"]
+
+
+def test_its_state_can_be_asked_at_every_moment_while_pods_end(victim: Lab) -> None:
+    """Each answer comes from the supervisor's own view, in which pods are on their way out."""
+    deployment = ("-n", "fastapi", "deployment/lets-ship-it")
+    victim.exec("node1", "kubectl", "scale", *deployment, "--replicas=23")
+    victim.exec("node1", "kubectl", "rollout", "status", *deployment, "--timeout=30s")
+    assert len(victim.pods("fastapi")) == 23
+    victim.exec("node1", "kubectl", "scale", *deployment, "--replicas=3")
+    counts = [23]
+    deadline = time.monotonic() + 30
+    while counts[-1] != 3 and time.monotonic() < deadline:
+        pods = control.ask(victim.name, {"ask": "status"})["pods"]
+        counts.append(sum(pod["namespace"] == "fastapi" for pod in pods))
+    assert counts[-1] == 3
+    assert len(counts) > 20
