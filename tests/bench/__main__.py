@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from tests.bench import cluster as cluster_bench
 from tests.bench import hooks as hooks_bench
 from tests.bench import overhead as overhead_bench
 from tests.bench import rules as rules_bench
@@ -56,6 +57,26 @@ def rules(modes: tuple[str, ...], services: tuple[int, ...], runs: int, limit: f
     click.echo(rules_bench.table(results))
     if path is not None:
         rules_bench.write(results, path)
+
+
+@bench.command()
+@click.option("--runs", default=3, show_default=True, help="Clusters to start, and endpoints to change; medians count.")
+@click.option("--services", type=click.IntRange(min=2, max=25_000), default=10_000, show_default=True)
+@click.option("--mode", "modes", multiple=True, type=click.Choice(sorted(cluster_bench.MODES)), default=("legacy",))
+@click.option("--json", "path", type=click.Path(path_type=Path), help="Write the results to this file.")
+def cluster(runs: int, services: int, modes: tuple[str, ...], path: Path | None) -> None:
+    """What the miniature cluster takes: up, down, scaling, memory; kube-proxy with many Services.
+
+    Mode nft takes two minutes for its full sync, nftables one.
+    """
+
+    def say(line: str) -> None:
+        click.echo(line, err=True)
+
+    results = cluster_bench.measure_cluster(runs, say) + cluster_bench.measure_proxy(services, runs, modes, say)
+    click.echo(cluster_bench.table(results))
+    if path is not None:
+        cluster_bench.write(results, path)
 
 
 if __name__ == "__main__":
