@@ -15,6 +15,7 @@ import contextlib
 import json
 import logging
 import os
+import resource
 import select
 import signal
 import socket
@@ -29,6 +30,7 @@ from labs.cluster.options import ClusterOptions
 from tracer.errors import K8snetError
 
 CONTROL_SOCKET = "control.sock"
+OPEN_FILES = 1 << 20  # containerd's LimitNOFILE, as most distributions set it
 LOG_LINES = 20  # of each pod, shown when a cluster does not become ready
 
 
@@ -45,6 +47,7 @@ def run(
     mortal = _Mortality(ledger, alive)
     mortal.watch_guardian()
     try:
+        _raise_file_limit()
         with mortal.undisturbed():
             _enter_own_namespaces()
             mortal.has_own_run = True
@@ -178,6 +181,13 @@ class _Mortality:
             with contextlib.suppress(OSError):
                 linux.unmount("/run", linux.MNT_DETACH)
         self._ledger.remove_everything()
+
+
+def _raise_file_limit() -> None:
+    """Let the cluster have as many open files as containers have: a shell's limit of 1,024 is 1,000 watches too low."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 def _enter_own_namespaces() -> None:
