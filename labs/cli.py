@@ -164,6 +164,7 @@ def kubeconfig(name: str) -> None:
 Examples:
   sudo k8snet-lab exec default/client -- dig +short lets-ship-it.fastapi.svc.cluster.local
   sudo k8snet-lab exec node2 -- ip route
+  sudo k8snet-lab exec client-host -- curl -s http://172.18.0.2:30080      from outside of the cluster
   echo hello | sudo k8snet-lab exec default/client -- nc 10.96.100.50 8000
 """,
 )

@@ -111,7 +111,7 @@ def status(name: str) -> dict[str, Any]:
     document = ask(name, {"ask": "status"})
     supervisor = document["supervisor"]
     host_pids = _host_pids(supervisor)
-    for entry in (*document["nodes"], *document["pods"]):
+    for entry in (*document["nodes"], *document["hosts"], *document["pods"]):
         if entry["pid"] is not None:
             entry["pid"] = host_pids.get(entry["pid"])
     guardian = Ledger.read(name).guardian

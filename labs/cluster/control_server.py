@@ -12,7 +12,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from labs.cluster.kubelet import RunningPod
+from labs.cluster import outside
+from labs.cluster.outside import ClientHost
+from labs.cluster.podstatus import RunningPod
 from labs.cluster.resources import ENDPOINTSLICES, SERVICES, Object
 from labs.cluster.world import Node, World, node_environment
 
@@ -62,6 +64,7 @@ def describe(world: World) -> dict[str, Any]:
         "notes": world.ledger.notes,
         "unready": [reason.text for reason in world.unready()] if world.ready else ["starting"],
         "nodes": [_node(node) for node in world.nodes],
+        "hosts": [_host(world.client_host)] if world.ready else [],
         "pods": [entry for node in world.nodes for pod in node.kubelet.pods.values() for entry in _pod(node, pod)],
         "services": [_service(world, service) for service in world.store.list(SERVICES)],
     }
@@ -76,6 +79,17 @@ def _node(node: Node) -> dict[str, Any]:
         "netns": os.fstat(node.netns).st_ino,
         "cgroup": None if node.facts.cgroup is None else f"{node.facts.cgroup}/init.scope",
         "env": node_environment(node.facts.name),
+    }
+
+
+def _host(host: ClientHost) -> dict[str, Any]:
+    return {
+        "name": outside.NAME,
+        "addresses": host.addresses,
+        "pid": host.started.pid if host.started else None,
+        "netns": os.fstat(host.netns).st_ino,
+        "cgroup": host.cgroup,
+        "env": outside.environment(),
     }
 
 

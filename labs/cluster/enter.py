@@ -42,13 +42,13 @@ class Place:
 
 
 def find(cluster: str, target: str) -> Place:
-    """The node or pod that a user calls NODE or NAMESPACE/POD. Raises NotUp, or UsageError naming those that exist."""
+    """What a user calls NODE, client-host or NAMESPACE/POD. Raises NotUp, or UsageError naming those that exist."""
     document = control.status(cluster)
     if "/" in target:
         namespace, _, name = target.partition("/")
         found = [entry for entry in document["pods"] if (entry["namespace"], entry["name"]) == (namespace, name)]
     else:
-        found = [entry for entry in document["nodes"] if entry["name"] == target]
+        found = [entry for entry in (*document["nodes"], *document["hosts"]) if entry["name"] == target]
     if not found:
         raise UsageError(
             f"there is no {'pod' if '/' in target else 'node'} {target}", hint=_suggestion(document, target)
@@ -62,13 +62,13 @@ def find(cluster: str, target: str) -> Place:
 def targets(cluster: str) -> list[str]:
     """All that can be named as a target of a running cluster, nodes first."""
     document = control.status(cluster)
-    return [entry["name"] for entry in document["nodes"]] + [
+    return [entry["name"] for entry in (*document["nodes"], *document["hosts"])] + [
         f"{entry['namespace']}/{entry['name']}" for entry in document["pods"]
     ]
 
 
 def _suggestion(document: dict[str, Any], target: str) -> str:
-    names = [entry["name"] for entry in document["nodes"]] + [
+    names = [entry["name"] for entry in (*document["nodes"], *document["hosts"])] + [
         f"{pod['namespace']}/{pod['name']}" for pod in document["pods"]
     ]
     word = target.rpartition("/")[2]

@@ -72,6 +72,9 @@ NODE_NETWORKS = {4: "172.18.0.0/16", 6: "fc00:f853:ccd:e793::/64"}
 POD_NETWORKS = {4: "10.244.0.0/16", 6: "fd00:10:244::/56"}
 POD_PREFIX_LENGTHS = {4: 24, 6: 64}
 SERVICE_NETWORKS = {4: "10.96.0.0/16", 6: "fd00:10:96::/112"}
+# Outside of the cluster; networks for documentation (RFC 5737, RFC 3849), which exist nowhere else.
+OUTSIDE_NETWORKS = {4: "198.51.100.0/24", 6: "2001:db8:51::/64"}
+LOAD_BALANCER_NETWORKS = {4: "203.0.113.0/24", 6: "2001:db8:113::/120"}
 
 
 class AddressPlan:
@@ -97,6 +100,18 @@ class AddressPlan:
     def gateways(self) -> list[str]:
         """The addresses of the network outside the nodes, with prefix length: their default route leads there."""
         return [self._node_address(family, 1) for family in self.families]
+
+    def outside_addresses(self, host: int) -> list[str]:
+        """The addresses of host number `host` outside of the cluster, with prefix length; 1 is the router."""
+        networks = [ipaddress.ip_network(OUTSIDE_NETWORKS[family]) for family in self.families]
+        return [f"{network.network_address + host}/{network.prefixlen}" for network in networks]
+
+    def is_inside(self, address: str) -> bool:
+        """Whether an address belongs to nodes, pods, ClusterIPs or hosts outside, or to a family not in use."""
+        ip = ipaddress.ip_address(address)
+        tables = (NODE_NETWORKS, POD_NETWORKS, SERVICE_NETWORKS, OUTSIDE_NETWORKS)
+        taken = any(ip in ipaddress.ip_network(table[ip.version]) for table in tables)
+        return taken or ip.version not in self.families
 
     def node_addresses(self, number: int) -> list[str]:
         """The addresses of node `number`, with prefix length: 172.18.0.2/16 for the first, as on kind."""

@@ -17,15 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pyroute2.netlink.exceptions import NetlinkError
+
 from labs.cluster import (
     endpoints,
     endpointslices,
     events,
     garbage,
     linux,
+    loadbalancers,
     manifests,
     namespaces,
     network,
+    outside,
     rollouts,
     scheduler,
     schema,
@@ -105,6 +109,7 @@ class World:
         self._tokens = TokenIssuer()
         self._authority = Authority()
         self._components: list[asyncio.Task[None]] = []
+        self._announcing: set[asyncio.Task[None]] = set()
         self._reconcile_endpoints = endpointslices.reconciler(self.store)
 
     async def start(self, host_socket: socket.socket) -> None:
@@ -115,6 +120,7 @@ class World:
         self._kubeconfig = self._make_kubeconfig(host_socket)
         for number in range(1, self.options.nodes + 1):
             self.nodes.append(await self._start_node(number, wire))
+        router = await self._start_outside()
         self._progress("control plane")
         await self._start_api(host_socket)
         self._create_objects()
@@ -126,7 +132,11 @@ class World:
         self._run("endpoints", endpoints.WATCHED, endpoints.reconciler(self.store))
         authority = self._authority.certificate.decode()
         self._run("namespaces", namespaces.WATCHED, namespaces.reconciler(self.store, authority))
+        announce = functools.partial(self._announce, router)
+        balance = loadbalancers.reconciler(self.store, self.options.plan, announce)
+        self._run("load balancers", loadbalancers.WATCHED, balance)
         self._keep("sweep", self._sweep)
+        self._keep(outside.NAME, self.client_host.run)
         for node in self.nodes:
             self._keep(node.facts.name, functools.partial(self._run_node, node))
             self._keep(f"uplink of {node.facts.name}", functools.partial(keep_uplink, node.uplink, self._netlink.run))
@@ -149,6 +159,29 @@ class World:
         pods = await self._netlink.run(network.NodeNetwork, netns, plan.pod_cidrs(number), mtu)
         started, kubelet = await self._boot(facts, netns, pods)
         return Node(number, facts, netns, uplink, pods, started, kubelet)
+
+    async def _start_outside(self) -> outside.Router:
+        """Make the network outside of the cluster, with its host."""
+        router = await self._netlink.run(outside.Router, self.options.plan)
+        netns = await self._machine.make_sandbox(outside.NAME)
+        await self._netlink.run(router.connect, netns)
+        cgroup = None if self.ledger.cgroup is None else f"{self.ledger.cgroup}/{outside.NAME}"
+        addresses = without_prefix(self.options.plan.outside_addresses(2))
+        self.client_host = outside.ClientHost(self._machine, netns, addresses, cgroup)
+        return router
+
+    def _announce(self, router: outside.Router, routes: outside.Routes) -> None:
+        """Give the router its routes, later: the netlink thread does one thing after the other."""
+
+        async def replace() -> None:
+            try:
+                await self._netlink.run(router.replace_routes, routes)
+            except NetlinkError as error:
+                log.warning("routes from outside: %s", error)
+
+        task = asyncio.create_task(replace(), name="routes from outside")
+        self._announcing.add(task)
+        task.add_done_callback(self._announcing.discard)
 
     async def _run_node(self, node: Node) -> None:
         """Run a node's kubelet; when the node's first process ends, and with it all its pods, boot the node again."""

@@ -52,8 +52,9 @@ def of_family(addresses: list[str], like: str) -> str:
 
 def settings(cluster: Lab, node: str) -> dict[str, list[str]]:
     """A node's addresses and routes, as `ip` lists them, in no order."""
-    commands = {"addresses": "ip -br address", "v4": "ip route", "v6": "ip -6 route"}
-    return {name: sorted(cluster.exec(node, *text.split()).stdout.splitlines()) for name, text in commands.items()}
+    script = "ip -br address; echo =; ip route; echo =; ip -6 route"
+    parts = cluster.exec(node, "sh", "-c", script).stdout.split("=\n")
+    return {name: sorted(part.splitlines()) for name, part in zip(("addresses", "v4", "v6"), parts, strict=True)}
 
 
 class TestNetworkModel:
