@@ -3,9 +3,9 @@
 Stands for cmd/kubelet, with one coroutine for each pod where the real one has pod workers. For each pod: a sandbox
 (network namespace), its cable (`labs.cluster.network`), its containers (`labs.cluster.runtime`), its status; containers
 that end are started again as restartPolicy says, with the back-off that shows as CrashLoopBackOff. A container counts
-as started, and its pod as ready, once its program says that it serves, or its ports listen. A pod that is being deleted
-gets its grace period, and is removed from the API when all of it is gone. Left out: probes, init containers, eviction,
-resources.
+as started once its program says that it serves, or its ports listen; from then on it is probed (`labs.cluster.probes`),
+and without a readiness probe it is ready at once. A pod that is being deleted gets its grace period, and is removed
+from the API when all of it is gone. Left out: init containers, lifecycle hooks, eviction, resources.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from labs.cluster.certificates import TokenIssuer
 from labs.cluster.deletion import let_go
 from labs.cluster.events import Recorder
 from labs.cluster.images import UnknownImage
-from labs.cluster.network import Attachment, NetlinkThread, NodeNetwork
+from labs.cluster.network import NetlinkThread, NodeNetwork
+from labs.cluster.podentry import entering
 from labs.cluster.podspec import NodeFacts, container_spec, pod_cgroup
+from labs.cluster.podstatus import RunningContainer, RunningPod, full_name, pod_status
+from labs.cluster.probes import Prober, Reach
 from labs.cluster.resources import PODS, Object, key_of
 from labs.cluster.runtime import Runtime, Started
 from labs.cluster.store import DELETED, Expired, NotFound, Store, now
@@ -37,56 +39,6 @@ LAST_WORDS_SECONDS = 0.2
 LOG_ROOT = Path("/run/log/pods")
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class RunningContainer:
-    """One container of a pod, over all its restarts. `said`: the newest word of each kind that its program told us."""
-
-    name: str
-    image: str
-    id: str = ""
-    started: Started | None = None
-    cgroup: str | None = None
-    env: dict[str, str] = field(default_factory=dict)
-    ready: bool = False
-    restarts: int = 0
-    state: Object = field(default_factory=lambda: {"waiting": {"reason": "ContainerCreating"}})
-    last_state: Object = field(default_factory=dict)
-    said: dict[str, str] = field(default_factory=dict)
-
-    def status(self) -> Object:
-        """The ContainerStatus of the API."""
-        return {
-            "name": self.name,
-            "image": self.image,
-            "imageID": "",
-            "containerID": f"k8snet://{self.id}" if self.id else "",
-            "ready": self.ready,
-            "started": "running" in self.state,
-            "restartCount": self.restarts,
-            "state": self.state,
-            "lastState": self.last_state,
-        }
-
-
-@dataclass(slots=True)
-class RunningPod:
-    """What the kubelet holds for one pod. `netns`: descriptor of its network namespace, None on the node's network."""
-
-    pod: Object
-    netns: int | None = None
-    sandbox: str | None = None
-    attachment: Attachment | None = None
-    addresses: tuple[str, ...] = ()
-    containers: list[RunningContainer] = field(default_factory=list)
-    start_time: str = ""
-
-    @property
-    def grace(self) -> float:
-        """How many seconds the containers have between being asked to end and being made to."""
-        asked = self.pod["metadata"].get("deletionGracePeriodSeconds")
-        return float(self.pod["spec"]["terminationGracePeriodSeconds"] if asked is None else asked)
 
 
 class Kubelet:
@@ -246,7 +198,7 @@ class Kubelet:
             if asyncio.get_running_loop().time() - began > 2 * RESTART_MAX_SECONDS:
                 delay = RESTART_BASE_SECONDS
             if container.restarts > 0:  # the first restart is at once
-                pod = _full_name(running.pod)
+                pod = full_name(running.pod)
                 message = f"back-off {delay:.0f}s restarting failed container={container.name} pod={pod}"
                 told = f"Back-off restarting failed container {container.name} in pod {pod}"
                 self._tell(running.pod, container.name, "BackOff", told, warning=True)
@@ -299,7 +251,8 @@ class Kubelet:
             ("Started", f"Started container {container.name}"),
         ):
             self._tell(running.pod, container.name, reason, message)
-        listening = asyncio.create_task(self._listen(running, container, reader, began))
+        listening = asyncio.create_task(self._listen(running, container, entry, reader, began))
+        probing = asyncio.create_task(self._probe(running, container, entry, started))
         try:
             status = await asyncio.shield(started.ended)
             # Its last words may still be in the pipe.
@@ -309,9 +262,11 @@ class Kubelet:
             raise
         finally:
             listening.cancel()
-            await asyncio.gather(listening, return_exceptions=True)
+            probing.cancel()
+            await asyncio.gather(listening, probing, return_exceptions=True)
             os.close(started.pidfd)
-            container.started, container.ready = None, False
+            container.started, container.ready, container.probed = None, False, False
+            container.serving.clear()
             self._remove_cgroup(spec.cgroup)
         ended = {
             "exitCode": status,
@@ -325,15 +280,45 @@ class Kubelet:
         self._report(running)
         return status
 
-    async def _listen(self, running: RunningPod, container: RunningContainer, reader: int, began: str) -> None:
+    async def _listen(
+        self, running: RunningPod, container: RunningContainer, entry: Object, reader: int, began: str
+    ) -> None:
         """Take in what the container's program says, until it closes its end."""
         async for line in _lines(reader):
             word, _, rest = line.partition(" ")
             container.said[word] = rest
-            if word == "ready" and not container.ready:
-                container.ready = True
+            if word == "ready" and not container.serving.is_set():
                 container.state = {"running": {"startedAt": began}}
+                container.probed = not entry.get("startupProbe")
+                container.ready = container.probed and not entry.get("readinessProbe")
+                container.serving.set()
                 self._report(running)
+
+    async def _probe(self, running: RunningPod, container: RunningContainer, entry: Object, started: Started) -> None:
+        """Probe a container while it runs; end it when a probe says that it has to be restarted."""
+        await container.serving.wait()
+
+        def on_start() -> None:
+            if not container.probed:
+                container.probed = True
+                self._report(running)
+
+        def on_ready(ready: bool) -> None:
+            if container.ready != ready:
+                container.ready = ready
+                self._report(running)
+
+        def on_failure(kind: str, message: str) -> None:
+            self._tell(running.pod, container.name, "Unhealthy", f"{kind} probe failed: {message}", warning=True)
+
+        def enter(command: Sequence[str]) -> list[str]:
+            return entering(started.pid, container.cgroup, container.env, command)
+
+        reach = Reach(running.addresses[0], self._network.netns, enter)
+        kind = await Prober(entry, reach, on_start, on_ready, on_failure).run()
+        message = f"Container {container.name} failed {kind} probe, will be restarted"
+        self._tell(running.pod, container.name, "Killing", message)
+        await self._end(started, running.grace)
 
     @staticmethod
     async def _end(started: Started, grace: float) -> None:
@@ -388,49 +373,7 @@ class Kubelet:
         if current is None or current["metadata"]["uid"] != running.pod["metadata"]["uid"]:
             return
         with contextlib.suppress(NotFound):
-            self._store.update(PODS, {**current, "status": self._status(running, current, trouble)})
-
-    def _status(self, running: RunningPod, current: Object, trouble: dict[str, str]) -> Object:
-        containers = running.containers
-        ended = [entry.state["terminated"] for entry in containers if "terminated" in entry.state]
-        if containers and len(ended) == len(containers) and running.pod["spec"]["restartPolicy"] != "Always":
-            phase = "Succeeded" if all(entry["exitCode"] == 0 for entry in ended) else "Failed"
-        else:
-            phase = "Running" if any("running" in entry.state or entry.restarts for entry in containers) else "Pending"
-        ready = bool(containers) and all(entry.ready for entry in containers)
-        conditions = _conditions(current, Initialized=True, Ready=ready, ContainersReady=ready, PodScheduled=True)
-        return {
-            **{key: current["status"][key] for key in ("qosClass",) if key in current["status"]},
-            **trouble,
-            "phase": phase,
-            "conditions": conditions,
-            "hostIP": self.node.addresses[0],
-            "hostIPs": [{"ip": address} for address in self.node.addresses],
-            **({"podIP": running.addresses[0]} if running.addresses else {}),
-            "podIPs": [{"ip": address} for address in running.addresses],
-            "startTime": running.start_time,
-            "containerStatuses": [entry.status() for entry in containers],
-        }
-
-
-def _full_name(pod: Object) -> str:
-    """A pod as kubelet writes it in messages: NAME_NAMESPACE(UID)."""
-    metadata = pod["metadata"]
-    return f"{metadata['name']}_{metadata['namespace']}({metadata['uid']})"
-
-
-def _conditions(current: Object, **states: bool) -> list[Object]:
-    """The conditions with these states; each keeps the time of its last transition."""
-    before = {entry["type"]: entry for entry in current["status"].get("conditions") or ()}
-    conditions = []
-    for kind, state in states.items():
-        word = "True" if state else "False"
-        old = before.get(kind)
-        if old is not None and old["status"] == word:
-            conditions.append(old)
-        else:
-            conditions.append({"type": kind, "status": word, "lastProbeTime": None, "lastTransitionTime": now()})
-    return conditions
+            self._store.update(PODS, {**current, "status": pod_status(running, current, self.node.addresses, trouble)})
 
 
 async def _lines(fd: int) -> AsyncIterator[str]:

@@ -2,7 +2,7 @@
 
 Stands for the parts of pkg/kubelet that compute rather than act: kubelet_pods.go (makeEnvironmentVariables, hosts
 file), network/dns/dns.go (resolv.conf), cm/pod_container_manager_linux.go (cgroup names with the cgroupfs driver). Left
-out: volumes other than the service account's and hostPath files, ConfigMaps and Secrets, probes.
+out: volumes other than the service account's and hostPath files, ConfigMaps and Secrets.
 """
 
 from __future__ import annotations

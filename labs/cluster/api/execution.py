@@ -28,6 +28,7 @@ from typing import Any
 from aiohttp import WSMsgType, web
 
 from labs.cluster.api import status
+from labs.cluster.podentry import entering
 from labs.cluster.resources import Object, key_of
 
 STDIN, STDOUT, STDERR, ERROR, RESIZE, CLOSE = 0, 1, 2, 3, 4, 255
@@ -149,14 +150,9 @@ class _Session:
             os.close(theirs)
 
     def _words(self) -> list[str]:
-        """The command line that enters the container first; programs of util-linux and coreutils do the work."""
-        enter = ["nsenter", f"--target={self._place.pid}", "--mount", "--uts", "--ipc", "--net", "--pid", "--wd=/"]
-        pairs = [f"{key}={value}" for key, value in self._place.env.items()]
+        """The command line that enters the container first."""
         terminal = ["TERM=xterm"] if "tty" in self._flags else []
-        words = [*enter, "env", "-i", *pairs, *terminal, *self._command]
-        if self._place.cgroup is None:
-            return words
-        return ["sh", "-c", 'echo 0 >"$0/cgroup.procs" && exec "$@"', self._place.cgroup, *words]
+        return entering(self._place.pid, self._place.cgroup, self._place.env, self._command, terminal)
 
     async def _send_output(self, process: asyncio.subprocess.Process) -> None:
         if self._terminal is not None:

@@ -1,0 +1,120 @@
+"""What the kubelet holds for a pod and its containers, and the PodStatus that it makes of that.
+
+Stands for pkg/kubelet/kubelet_pods.go (getPhase, generateAPIPodStatus) and pkg/kubelet/status/generate.go. Left out:
+init and ephemeral containers, readiness gates, resources.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from labs.cluster.network import Attachment
+from labs.cluster.resources import Object
+from labs.cluster.runtime import Started
+from labs.cluster.store import now
+
+
+@dataclass(slots=True)
+class RunningContainer:
+    """One container of a pod, over all its restarts. `said`: the newest word of each kind that its program told us."""
+
+    name: str
+    image: str
+    id: str = ""
+    started: Started | None = None
+    cgroup: str | None = None
+    env: dict[str, str] = field(default_factory=dict)
+    ready: bool = False
+    serving: asyncio.Event = field(default_factory=asyncio.Event)  # its program said so
+    restarts: int = 0
+    state: Object = field(default_factory=lambda: {"waiting": {"reason": "ContainerCreating"}})
+    last_state: Object = field(default_factory=dict)
+    said: dict[str, str] = field(default_factory=dict)
+    probed: bool = False  # its startup probe, if it has one, succeeded
+
+    def status(self) -> Object:
+        """The ContainerStatus of the API."""
+        return {
+            "name": self.name,
+            "image": self.image,
+            "imageID": "",
+            "containerID": f"k8snet://{self.id}" if self.id else "",
+            "ready": self.ready,
+            "started": self.probed,
+            "restartCount": self.restarts,
+            "state": self.state,
+            "lastState": self.last_state,
+        }
+
+
+@dataclass(slots=True)
+class RunningPod:
+    """What the kubelet holds for one pod. `netns`: descriptor of its network namespace, None on the node's network."""
+
+    pod: Object
+    netns: int | None = None
+    sandbox: str | None = None
+    attachment: Attachment | None = None
+    addresses: tuple[str, ...] = ()
+    containers: list[RunningContainer] = field(default_factory=list)
+    start_time: str = ""
+
+    @property
+    def grace(self) -> float:
+        """How many seconds the containers have between being asked to end and being made to."""
+        asked = self.pod["metadata"].get("deletionGracePeriodSeconds")
+        return float(self.pod["spec"]["terminationGracePeriodSeconds"] if asked is None else asked)
+
+
+def pod_status(running: RunningPod, current: Object, node_addresses: Sequence[str], trouble: dict[str, str]) -> Object:
+    """The PodStatus. `current`: the pod in the API; `trouble`: reason and message, if the pod itself is in trouble."""
+    containers = running.containers
+    unready = [entry.name for entry in containers if not entry.ready]
+    ready = bool(containers) and not unready
+    why = {} if ready else {"reason": "ContainersNotReady", "message": _unready_words(unready)}
+    return {
+        **{key: current["status"][key] for key in ("qosClass",) if key in current["status"]},
+        **trouble,
+        "phase": _phase(running),
+        "conditions": [
+            _condition(current, "PodReadyToStartContainers", bool(running.addresses)),
+            _condition(current, "Initialized", True),
+            _condition(current, "Ready", ready, **why),
+            _condition(current, "ContainersReady", ready, **why),
+            _condition(current, "PodScheduled", True),
+        ],
+        "hostIP": node_addresses[0],
+        "hostIPs": [{"ip": address} for address in node_addresses],
+        **({"podIP": running.addresses[0]} if running.addresses else {}),
+        "podIPs": [{"ip": address} for address in running.addresses],
+        "startTime": running.start_time,
+        "containerStatuses": [entry.status() for entry in containers],
+    }
+
+
+def _phase(running: RunningPod) -> str:
+    containers = running.containers
+    ended = [entry.state["terminated"] for entry in containers if "terminated" in entry.state]
+    if containers and len(ended) == len(containers) and running.pod["spec"]["restartPolicy"] != "Always":
+        return "Succeeded" if all(entry["exitCode"] == 0 for entry in ended) else "Failed"
+    return "Running" if any("running" in entry.state or entry.restarts for entry in containers) else "Pending"
+
+
+def _unready_words(names: Sequence[str]) -> str:
+    return f"containers with unready status: [{' '.join(names)}]"
+
+
+def _condition(current: Object, kind: str, state: bool, **why: str) -> Object:
+    """A condition; it keeps the time of its last transition."""
+    word = "True" if state else "False"
+    before = {entry["type"]: entry for entry in current["status"].get("conditions") or ()}.get(kind)
+    since = before["lastTransitionTime"] if before is not None and before["status"] == word else now()
+    return {"type": kind, "status": word, "lastProbeTime": None, "lastTransitionTime": since, **why}
+
+
+def full_name(pod: Object) -> str:
+    """A pod as kubelet writes it in messages: NAME_NAMESPACE(UID)."""
+    metadata = pod["metadata"]
+    return f"{metadata['name']}_{metadata['namespace']}({metadata['uid']})"

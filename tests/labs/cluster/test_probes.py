@@ -1,0 +1,149 @@
+"""Readiness, liveness and startup probes in a running cluster: what they change, in kubelet's words."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.labs.kubectl import Kubectl, programs
+from tests.labs.lab import Lab
+
+pytestmark = pytest.mark.root
+
+QUICK = {"periodSeconds": 1, "timeoutSeconds": 1, "failureThreshold": 1}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Lab]:
+    with Lab() as up:
+        yield up
+
+
+@pytest.fixture(scope="module")
+def kubectl(cluster: Lab, tmp_path_factory: pytest.TempPathFactory) -> Kubectl:
+    return Kubectl(programs()[0], cluster.kubeconfig(), tmp_path_factory.mktemp("home"), "default")
+
+
+def pod(name: str, image: str = "client", **container: Any) -> str:
+    document = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "labels": {"app": name}},
+        "spec": {"terminationGracePeriodSeconds": 0, "containers": [{"name": "main", "image": image, **container}]},
+    }
+    return yaml.safe_dump(document)
+
+
+def until(condition: Callable[[], bool], patience: float) -> None:
+    deadline = time.monotonic() + 15 * patience
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def status(kubectl: Kubectl, name: str) -> dict[str, Any]:
+    """The container's status."""
+    document = json.loads(kubectl("get", "pod", name, "-o", "json"))
+    entry: dict[str, Any] = (document["status"].get("containerStatuses") or [{"ready": False, "restartCount": 0}])[0]
+    return entry
+
+
+def events(kubectl: Kubectl, name: str, reason: str) -> set[str]:
+    found = kubectl("get", "events", "--field-selector", f"involvedObject.name={name},reason={reason}", "-o", "json")
+    return {item["message"] for item in json.loads(found)["items"]}
+
+
+def test_readiness_decides_who_is_behind_a_service(cluster: Lab, kubectl: Kubectl, patience: float) -> None:
+    probe = {"exec": {"command": ["test", "-e", "/run/well"]}, **QUICK}
+    kubectl("apply", "-f", "-", feed=pod("fickle", "http-echo", ports=[{"containerPort": 8080}], readinessProbe=probe))
+    kubectl("expose", "pod", "fickle", "--port=80", "--target-port=8080")
+    path = "jsonpath={.subsets[*].addresses[*].ip}"
+    address = "jsonpath={.status.podIP}"
+
+    def endpoints() -> str:
+        return kubectl("get", "endpoints", "fickle", "-o", path)
+
+    until(lambda: bool(events(kubectl, "fickle", "Unhealthy")), patience)
+    assert endpoints() == ""
+    assert kubectl.rows("get", "pod", "fickle")[1][1:3] == ["0/1", "Running"]
+    cluster.exec("default/fickle", "touch", "/run/well")
+    kubectl("wait", "pod/fickle", "--for=condition=Ready", "--timeout=15s")
+    until(lambda: endpoints() == kubectl("get", "pod", "fickle", "-o", address), patience)
+    assert cluster.get("default/client", "http://fickle/")["pod"] == "fickle"
+    cluster.exec("default/fickle", "rm", "/run/well")
+    until(lambda: endpoints() == "", patience)
+    refused = cluster.exec("default/client", "curl", "-sS", "--max-time", "5", "http://fickle/", check=False)
+    assert refused.returncode == 7
+    assert status(kubectl, "fickle")["restartCount"] == 0
+
+
+@pytest.mark.parametrize(
+    ("action", "words"),
+    [
+        (
+            {"httpGet": {"path": "/x?y=%20", "port": 81}},
+            'Get "http://{ip}:81/x?y=%20": dial tcp {ip}:81: connect: connection refused',
+        ),
+        ({"tcpSocket": {"port": 82}}, "dial tcp {ip}:82: connect: connection refused"),
+        ({"tcpSocket": {"port": "none"}}, "couldn't find port: none"),
+        ({"exec": {"command": ["sh", "-c", "echo not today; exit 3"]}}, "not today"),
+        ({"exec": {"command": ["sleep", "9"]}}, 'command timed out: "sleep 9" timed out after 1s'),
+        (
+            {"httpGet": {"port": 6443, "host": "172.18.0.2", "scheme": "HTTPS"}},
+            "HTTP probe failed with statuscode: 401",
+        ),
+    ],
+)
+def test_what_is_wrong_is_told(kubectl: Kubectl, patience: float, action: dict[str, Any], words: str) -> None:
+    kubectl("delete", "pod", "sick", "--ignore-not-found")
+    kubectl("delete", "events", "--field-selector", "involvedObject.name=sick")
+    kubectl("apply", "-f", "-", feed=pod("sick", readinessProbe={**action, **QUICK}))
+    until(lambda: bool(events(kubectl, "sick", "Unhealthy")), patience)
+    ip = kubectl("get", "pod", "sick", "-o", "jsonpath={.status.podIP}")
+    assert events(kubectl, "sick", "Unhealthy") == {"Readiness probe failed: " + words.replace("{ip}", ip)}
+
+
+def test_a_probe_comes_from_the_node_with_the_headers_asked_for(kubectl: Kubectl, patience: float) -> None:
+    """The server that it asks is the probe's judge: it answers 200 to that one request only."""
+    server = (
+        "import http.server as h\n"
+        "class H(h.BaseHTTPRequestHandler):\n"
+        " def do_GET(self):\n"
+        "  ok = self.headers['X-Who'] == 'me' and self.headers['User-Agent'].startswith('kube-probe/1.30') "
+        "and self.client_address[0] in ('10.244.0.1', '10.244.1.1') and self.path == '/healthz'\n"
+        "  self.send_response(200 if ok else 500); self.end_headers()\n"
+        "h.HTTPServer(('', 80), H).serve_forever()"
+    )
+    probe = {"httpGet": {"path": "/healthz", "port": "web", "httpHeaders": [{"name": "X-Who", "value": "me"}]}, **QUICK}
+    ports = [{"name": "web", "containerPort": 80}]
+    feed = pod("judge", command=["python3", "-c", server], ports=ports, readinessProbe=probe)
+    kubectl("apply", "-f", "-", feed=feed)
+    kubectl("wait", "pod/judge", "--for=condition=Ready", f"--timeout={int(15 * patience)}s")
+
+
+def test_liveness_restarts(cluster: Lab, kubectl: Kubectl, patience: float) -> None:
+    probe = {"exec": {"command": ["test", "!", "-e", "/run/ill"]}, **QUICK}
+    kubectl("apply", "-f", "-", feed=pod("lively", livenessProbe=probe))
+    kubectl("wait", "pod/lively", "--for=condition=Ready", "--timeout=15s")
+    cluster.exec("default/lively", "touch", "/run/ill")
+    until(lambda: status(kubectl, "lively")["restartCount"] == 1, patience)
+    assert "Container main failed liveness probe, will be restarted" in events(kubectl, "lively", "Killing")
+    kubectl("wait", "pod/lively", "--for=condition=Ready", "--timeout=15s")  # a container starts with an empty /run
+    time.sleep(1.5)
+    assert status(kubectl, "lively")["restartCount"] == 1
+
+
+def test_a_startup_probe_comes_before_the_others(kubectl: Kubectl, patience: float) -> None:
+    never = {"exec": {"command": ["false"]}, **QUICK, "failureThreshold": 100}
+    feed = pod("slow", startupProbe=never, livenessProbe={"exec": {"command": ["false"]}, **QUICK})
+    kubectl("apply", "-f", "-", feed=feed)
+    until(lambda: bool(events(kubectl, "slow", "Unhealthy")), patience)
+    time.sleep(2)
+    assert {message.split()[0] for message in events(kubectl, "slow", "Unhealthy")} == {"Startup"}
+    entry = status(kubectl, "slow")
+    assert (entry["started"], entry["ready"], entry["restartCount"]) == (False, False, 0)
