@@ -127,6 +127,14 @@ def test_load_balancers(
     expect(world, pods, source, load_balancer(world, name, family), clients)
 
 
+def test_a_node_without_a_local_endpoint_gets_no_connections(world: Lab) -> None:
+    """node1 would drop them: of 30 connections all arrive, by way of node2."""
+    url = load_balancer(world, "one-sided", 4)
+    command = ("curl", "-gsS", "--max-time", "2", "-H", "Connection: close", "-w", "\\n", *[url] * REQUESTS)
+    answers = [json.loads(line) for line in world.exec(OUTSIDE, *command).stdout.splitlines() if line]
+    assert [(answer["pod"], answer["client"]["ip"]) for answer in answers] == [("host", "198.51.100.2")] * REQUESTS
+
+
 def test_outside_knows_no_way_to_what_is_inside(world: Lab) -> None:
     pod = world.pods("shop", "web")[0]["addresses"][0]
     for url in (CLUSTER_IP, f"http://{pod}:8080/"):
@@ -148,7 +156,7 @@ def test_who_gets_which_address(world: Lab) -> None:
 
 
 def test_an_address_comes_and_goes(world: Lab, patience: float) -> None:
-    """Without endpoints nobody announces it; with one it answers; and a ClusterIP Service has none."""
+    """Without endpoints it is refused; with some they answer; and a ClusterIP Service has none."""
     url = "http://203.0.113.60/"
 
     def wait_for(status: int) -> None:
