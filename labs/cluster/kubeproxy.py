@@ -10,6 +10,7 @@ metrics, and the full sync that kube-proxy makes every hour (--iptables-sync-per
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -62,6 +63,7 @@ async def _run(container: Container) -> None:
 
 
 async def _sync_loop(container: Container, mirror: Mirror, changed: asyncio.Event, proxiers: list[Proxier]) -> None:
+    first = True
     while True:
         await _wait_for_work(changed, proxiers)
         await asyncio.sleep(SETTLE_SECONDS)
@@ -79,6 +81,10 @@ async def _sync_loop(container: Container, mirror: Mirror, changed: asyncio.Even
             continue
         container.notify(f"synced {version}")
         container.ready()
+        if first:
+            # Garbage collection would walk all Services at each change, and there is hardly any garbage.
+            gc.freeze()
+            first = False
 
 
 async def _wait_for_work(changed: asyncio.Event, proxiers: list[Proxier]) -> None:

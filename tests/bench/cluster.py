@@ -10,6 +10,7 @@ other work on the machine disturbs them.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import shutil
 import statistics
@@ -124,6 +125,7 @@ def measure_proxy(services: int, runs: int, modes: Sequence[str], say: Say) -> l
         with namespaces(1) as (namespace,):
             sync = _Sync(services, mode, namespace.path)
             full.values.append(_seconds(sync))
+            gc.freeze()  # as kube-proxy's main does after its first sync
             for run in range(runs):
                 sync.replace_endpoint(run)
                 change.values.append(_seconds(sync))

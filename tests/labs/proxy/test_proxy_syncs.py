@@ -238,3 +238,23 @@ def record_input(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(netfilter, "_run", recording)
     return fed
+
+
+@pytest.mark.parametrize(("mode", "variant"), MODES)
+def test_shared_chains_follow_a_service_that_loses_its_endpoints_or_its_address(
+    namespaces: Callable[[], str], mode: str, variant: str
+) -> None:
+    cluster, about = Cluster(seed=4), settings(fixture_objects()["nodes"], 4)
+    netns, fresh = namespaces(), namespaces()
+    proxier = Proxier("node1", backend(mode, 4, variant))
+    run_in(netns, lambda: asyncio.run(proxier.sync(cluster.services, cluster.slices, about)))
+    whole = state(netns, mode, variant, 4)
+    key, item = next((key, item) for key, item in cluster.slices.items() if len(item["endpoints"]) > 2)
+    cluster.slices[key] = {**item, "endpoints": []}
+    run_in(netns, lambda: asyncio.run(proxier.sync(cluster.services, cluster.slices, about)))
+    other = Proxier("node1", backend(mode, 4, variant))
+    run_in(fresh, lambda: asyncio.run(other.sync(cluster.services, cluster.slices, about)))
+    assert state(netns, mode, variant, 4) == state(fresh, mode, variant, 4) != whole
+    cluster.slices[key] = item
+    run_in(netns, lambda: asyncio.run(proxier.sync(cluster.services, cluster.slices, about)))
+    assert state(netns, mode, variant, 4) == whole
