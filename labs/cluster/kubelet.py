@@ -24,10 +24,11 @@ from labs.cluster.events import Recorder
 from labs.cluster.images import UnknownImage
 from labs.cluster.network import NetlinkThread, NodeNetwork
 from labs.cluster.podentry import entering
+from labs.cluster.podenv import MissingConfig, Sources
 from labs.cluster.podspec import NodeFacts, container_spec, pod_cgroup
 from labs.cluster.podstatus import RunningContainer, RunningPod, full_name, pod_status
 from labs.cluster.probes import Prober, Reach
-from labs.cluster.resources import PODS, Object, key_of
+from labs.cluster.resources import CONFIGMAPS, PODS, SECRETS, SERVICES, Object, Resource, key_of
 from labs.cluster.runtime import Runtime, Started
 from labs.cluster.store import DELETED, Expired, NotFound, Store, now
 from tracer.errors import K8snetError
@@ -189,7 +190,10 @@ class Kubelet:
                 await self._report_unknown_image(running, container, error)
                 return
             except (K8snetError, OSError) as error:
-                container.state = {"waiting": {"reason": "CreateContainerError", "message": str(error)}}
+                missing = isinstance(error, MissingConfig)
+                reason = "CreateContainerConfigError" if missing else "CreateContainerError"
+                container.state = {"waiting": {"reason": reason, "message": str(error)}}
+                self._tell(running.pod, container.name, "Failed", f"Error: {error}", warning=True)
                 self._report(running)
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
@@ -227,7 +231,8 @@ class Kubelet:
 
     async def _run_once(self, running: RunningPod, container: RunningContainer, entry: Object) -> int:
         """Start a container, report, wait for its end; gives its exit status."""
-        spec = container_spec(running.pod, entry, self.node, running.addresses, self._account(running.pod))
+        pod, account = running.pod, self._account(running.pod)
+        spec = container_spec(pod, entry, self.node, running.addresses, account, self._sources(pod))
         if spec.cgroup is not None:
             Path(spec.cgroup).mkdir(parents=True, exist_ok=True)
         reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -355,6 +360,15 @@ class Kubelet:
         namespace, name = key_of(pod)
         token = self._tokens.issue(namespace, pod["spec"]["serviceAccountName"], name, pod["metadata"]["uid"])
         return {"namespace": namespace, "token": token, "ca.crt": self._authority}
+
+    def _sources(self, pod: Object) -> Sources:
+        """What the pod's environment may refer to."""
+        namespace = pod["metadata"]["namespace"]
+
+        def by_name(resource: Resource) -> dict[str, Object]:
+            return {item["metadata"]["name"]: item for item in self._store.list(resource, namespace)}
+
+        return Sources(self._store.list(SERVICES), by_name(CONFIGMAPS), by_name(SECRETS))
 
     @staticmethod
     def _open_log(pod: Object, container: RunningContainer) -> int:

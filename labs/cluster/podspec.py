@@ -1,8 +1,8 @@
 """From a Pod object to what the runtime starts: environment, files, cgroup, as kubelet works them out.
 
-Stands for the parts of pkg/kubelet that compute rather than act: kubelet_pods.go (makeEnvironmentVariables, hosts
-file), network/dns/dns.go (resolv.conf), cm/pod_container_manager_linux.go (cgroup names with the cgroupfs driver). Left
-out: volumes other than the service account's and hostPath files, ConfigMaps and Secrets.
+Stands for the parts of pkg/kubelet that compute rather than act: kubelet_pods.go (hosts file; the environment is in
+podenv.py), network/dns/dns.go (resolv.conf), cm/pod_container_manager_linux.go (cgroup names with the cgroupfs driver).
+Left out: volumes other than the service account's and hostPath files.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from labs.cluster import podenv
 from labs.cluster.images import find
 from labs.cluster.options import ClusterOptions, without_prefix
+from labs.cluster.podenv import Sources
 from labs.cluster.resources import Object
 from labs.cluster.runtime import ContainerSpec
 
@@ -49,11 +50,16 @@ def pod_cgroup(node_cgroup: str | None, pod: Object) -> str | None:
 
 
 def container_spec(
-    pod: Object, container: Object, node: NodeFacts, addresses: tuple[str, ...], account: Mapping[str, str]
+    pod: Object,
+    container: Object,
+    node: NodeFacts,
+    addresses: tuple[str, ...],
+    account: Mapping[str, str],
+    sources: Sources,
 ) -> ContainerSpec:
     """What to start for one container of a pod that has `addresses`. `account`: the service account's files.
 
-    Raises UnknownImage.
+    Raises UnknownImage and MissingConfig.
     """
     host_network = bool(pod["spec"].get("hostNetwork"))
     hostname = node.name if host_network else pod_hostname(pod)
@@ -62,13 +68,15 @@ def container_spec(
     announces = image.announces and "command" not in container
     cgroup = pod_cgroup(node.cgroup, pod)
     identifier = os.urandom(32).hex()
+    env = environment(pod, container, node, addresses, hostname, sources)
+    command = container.get("command")
     return ContainerSpec(
         id=identifier,
         name=container["name"],
         image=container["image"],
-        command=container.get("command"),
-        args=list(container.get("args") or ()),
-        env=environment(pod, container, node, addresses, hostname),
+        command=None if command is None else [podenv.expand(word, env) for word in command],
+        args=[podenv.expand(word, env) for word in container.get("args") or ()],
+        env=env,
         hostname=hostname,
         cgroup=None if cgroup is None else f"{cgroup}/{identifier}",
         files={
@@ -142,57 +150,17 @@ def hosts_file(pod: Object, hostname: str, addresses: tuple[str, ...]) -> str:
 
 
 def environment(
-    pod: Object, container: Object, node: NodeFacts, addresses: tuple[str, ...], hostname: str
+    pod: Object, container: Object, node: NodeFacts, addresses: tuple[str, ...], hostname: str, sources: Sources
 ) -> dict[str, str]:
-    """A container's environment: the API's Service, then `env`, with $(NAME) filled in."""
-    api = "10.96.0.1"
-    env = {
-        "PATH": PATH,
-        "HOME": "/root",
-        "HOSTNAME": hostname,
-        "KUBERNETES_SERVICE_HOST": api,
-        "KUBERNETES_SERVICE_PORT": "443",
-        "KUBERNETES_SERVICE_PORT_HTTPS": "443",
-        "KUBERNETES_PORT": f"tcp://{api}:443",
-        "KUBERNETES_PORT_443_TCP": f"tcp://{api}:443",
-        "KUBERNETES_PORT_443_TCP_ADDR": api,
-        "KUBERNETES_PORT_443_TCP_PORT": "443",
-        "KUBERNETES_PORT_443_TCP_PROTO": "tcp",
-    }
-    for entry in container.get("env") or ():
-        reference = (entry.get("valueFrom") or {}).get("fieldRef")
-        if reference is not None:
-            env[entry["name"]] = field_value(pod, reference["fieldPath"], node, addresses)
-        else:
-            env[entry["name"]] = _expand(str(entry.get("value", "")), env)
-    return env
-
-
-def _expand(text: str, env: Mapping[str, str]) -> str:
-    """$(NAME) is replaced where NAME is known already (k8s.io/kubernetes/third_party/forked/golang/expansion)."""
-    for name, value in env.items():
-        text = text.replace(f"$({name})", value)
-    return text
-
-
-def field_value(pod: Object, path: str, node: NodeFacts, addresses: tuple[str, ...]) -> str:
-    """What the downward API gives for a field of the pod; "" for one that is not set."""
-    known: dict[str, str] = {
+    """A container's environment: the image's, then the API's. Raises MissingConfig."""
+    fields = {
         "status.podIP": addresses[0] if addresses else "",
         "status.podIPs": ",".join(addresses),
         "status.hostIP": node.addresses[0],
         "status.hostIPs": ",".join(node.addresses),
         "spec.nodeName": node.name,
     }
-    if path in known:
-        return known[path]
-    if path.endswith("']") and "['" in path:
-        field, _, key = path.removesuffix("']").partition("['")
-        return str(((pod["metadata"].get(field.removeprefix("metadata."))) or {}).get(key, ""))
-    found: Any = pod
-    for part in path.split("."):
-        found = found.get(part) if isinstance(found, dict) else None
-    return str(found or "")
+    return {"PATH": PATH, "HOME": "/root", "HOSTNAME": hostname, **podenv.make(pod, container, sources, fields)}
 
 
 def _host_paths(pod: Object, container: Object) -> dict[str, str]:

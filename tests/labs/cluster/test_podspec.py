@@ -9,6 +9,7 @@ import pytest
 from labs.cluster.admission import prepare
 from labs.cluster.images import UnknownImage, find
 from labs.cluster.options import AddressPlan, ClusterOptions
+from labs.cluster.podenv import MissingConfig, Sources
 from labs.cluster.podspec import NodeFacts, container_spec, hosts_file, pod_cgroup, resolv_conf
 from labs.cluster.runtime import ContainerSpec
 
@@ -24,8 +25,9 @@ def pod(container: dict[str, Any] | None = None, **spec: Any) -> dict[str, Any]:
     return prepared
 
 
-def spec_of(item: dict[str, Any]) -> ContainerSpec:
-    return container_spec(item, item["spec"]["containers"][0], NODE, ("10.244.1.7",), {"namespace": "shop"})
+def spec_of(item: dict[str, Any], sources: Sources | None = None) -> ContainerSpec:
+    account = {"namespace": "shop"}
+    return container_spec(item, item["spec"]["containers"][0], NODE, ("10.244.1.7",), account, sources or Sources())
 
 
 class TestFiles:
@@ -87,7 +89,7 @@ class TestContainer:
                 }.items()
             ),
         ]
-        env = spec_of(pod({"env": entries})).env
+        env = spec_of(pod({"env": entries}), TestEnvironment.SOURCES).env
         expected = {
             "A": "1",
             "B": "1-$(UNKNOWN)",
@@ -125,3 +127,85 @@ class TestImages:
     def test_an_unknown_one_lists_the_known(self) -> None:
         with pytest.raises(UnknownImage, match='no image "redis:7" here; known are client, coredns, http-echo'):
             find("redis:7")
+
+
+def service(name: str, ip: str, *ports: dict[str, Any], namespace: str = "shop") -> dict[str, Any]:
+    return {"metadata": {"name": name, "namespace": namespace}, "spec": {"clusterIP": ip, "ports": list(ports)}}
+
+
+class TestEnvironment:
+    """Names and values as kubelet makes them (pkg/kubelet/envvars/envvars_test.go)."""
+
+    SOURCES = Sources(
+        services=[
+            service("kubernetes", "10.96.0.1", {"name": "https", "port": 443}, namespace="default"),
+            service("foo-bar", "1.2.3.4", {"port": 8080, "protocol": "TCP"}),
+            service("dual", "9.8.7.6", {"name": "u-d-p", "port": 8084, "protocol": "UDP"}, {"name": "t", "port": 8083}),
+            service("v6", "2001:db8::4", {"port": 80}),
+            service("headless", "None", {"port": 81}),
+            service("other", "4.4.4.4", {"port": 83}, namespace="elsewhere"),
+        ],
+        configs={"settings": {"data": {"colour": "blue", "size": "7"}}},
+        secrets={"keys": {"data": {"word": "c2VzYW1l"}}},
+    )
+
+    def test_services_of_the_namespace_and_the_api(self) -> None:
+        env = spec_of(pod(), self.SOURCES).env
+        assert {name: value for name, value in env.items() if name.startswith("FOO_BAR")} == {
+            "FOO_BAR_SERVICE_HOST": "1.2.3.4",
+            "FOO_BAR_SERVICE_PORT": "8080",
+            "FOO_BAR_PORT": "tcp://1.2.3.4:8080",
+            "FOO_BAR_PORT_8080_TCP": "tcp://1.2.3.4:8080",
+            "FOO_BAR_PORT_8080_TCP_PROTO": "tcp",
+            "FOO_BAR_PORT_8080_TCP_PORT": "8080",
+            "FOO_BAR_PORT_8080_TCP_ADDR": "1.2.3.4",
+        }
+        assert (env["DUAL_SERVICE_PORT"], env["DUAL_SERVICE_PORT_U_D_P"], env["DUAL_SERVICE_PORT_T"]) == (
+            "8084",
+            "8084",
+            "8083",
+        )
+        assert env["DUAL_PORT"] == "udp://9.8.7.6:8084"
+        assert env["V6_PORT_80_TCP"] == "tcp://[2001:db8::4]:80"
+        assert env["KUBERNETES_SERVICE_PORT_HTTPS"] == "443"
+        assert not {name for name in env if name.startswith(("HEADLESS", "OTHER"))}
+
+    def test_a_pod_may_want_no_links(self) -> None:
+        env = spec_of(pod(enableServiceLinks=False), self.SOURCES).env
+        assert "KUBERNETES_SERVICE_HOST" in env
+        assert "FOO_BAR_SERVICE_HOST" not in env
+
+    def test_config_maps_and_secrets(self) -> None:
+        container = {
+            "envFrom": [{"prefix": "S_", "configMapRef": {"name": "settings"}}, {"secretRef": {"name": "keys"}}],
+            "env": [
+                {"name": "A", "valueFrom": {"configMapKeyRef": {"name": "settings", "key": "colour"}}},
+                {"name": "B", "valueFrom": {"secretKeyRef": {"name": "keys", "key": "word"}}},
+                {"name": "C", "valueFrom": {"configMapKeyRef": {"name": "none", "key": "x", "optional": True}}},
+                {"name": "word", "value": "$(A) $(S_size) $$(A) $(unknown)"},
+            ],
+            "command": ["say", "$(word)", "$$(A)"],
+        }
+        spec = spec_of(pod(container), self.SOURCES)
+        chosen = {name: spec.env.get(name) for name in ("S_colour", "S_size", "A", "B", "C", "word")}
+        assert chosen == {
+            "S_colour": "blue",
+            "S_size": "7",
+            "A": "blue",
+            "B": "sesame",
+            "C": None,
+            "word": "blue 7 $(A) $(unknown)",
+        }
+        assert spec.command == ["say", "blue 7 $(A) $(unknown)", "$(A)"]
+
+    @pytest.mark.parametrize(
+        ("origin", "words"),
+        [
+            ({"configMapKeyRef": {"name": "none", "key": "x"}}, 'configmap "none" not found'),
+            ({"secretKeyRef": {"name": "none", "key": "x"}}, 'secret "none" not found'),
+            ({"configMapKeyRef": {"name": "settings", "key": "x"}}, "couldn't find key x in ConfigMap shop/settings"),
+        ],
+    )
+    def test_what_is_missing_is_told(self, origin: dict[str, Any], words: str) -> None:
+        with pytest.raises(MissingConfig, match=words):
+            spec_of(pod({"env": [{"name": "A", "valueFrom": origin}]}), self.SOURCES)

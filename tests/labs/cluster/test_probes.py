@@ -147,3 +147,13 @@ def test_a_startup_probe_comes_before_the_others(kubectl: Kubectl, patience: flo
     assert {message.split()[0] for message in events(kubectl, "slow", "Unhealthy")} == {"Startup"}
     entry = status(kubectl, "slow")
     assert (entry["started"], entry["ready"], entry["restartCount"]) == (False, False, 0)
+
+
+def test_a_container_waits_for_the_config_map_that_its_environment_refers_to(kubectl: Kubectl, patience: float) -> None:
+    environment = [{"name": "SIZE", "valueFrom": {"configMapKeyRef": {"name": "sizes", "key": "shoe"}}}]
+    kubectl("apply", "-f", "-", feed=pod("barefoot", env=environment))
+    reason = "jsonpath={.status.containerStatuses[0].state.waiting.reason}"
+    until(lambda: kubectl("get", "pod", "barefoot", "-o", reason) == "CreateContainerConfigError", patience)
+    assert events(kubectl, "barefoot", "Failed") == {'Error: configmap "sizes" not found'}
+    kubectl("create", "configmap", "sizes", "--from-literal=shoe=43")
+    kubectl("wait", "pod/barefoot", "--for=condition=Ready", f"--timeout={int(15 * patience)}s")
