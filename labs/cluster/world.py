@@ -10,7 +10,6 @@ import asyncio
 import functools
 import logging
 import os
-import platform
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from labs.cluster import (
     endpoints,
     endpointslices,
     events,
+    firstobjects,
     garbage,
     linux,
     loadbalancers,
@@ -32,12 +32,10 @@ from labs.cluster import (
     outside,
     rollouts,
     scheduler,
-    schema,
     vxlan,
     workloads,
 )
 from labs.cluster.admission import admit
-from labs.cluster.api.discovery import GIT_VERSION
 from labs.cluster.api.execution import Place
 from labs.cluster.api.server import ApiServer
 from labs.cluster.certificates import Authority, TokenIssuer, server_context
@@ -47,25 +45,18 @@ from labs.cluster.kubelet import Kubelet
 from labs.cluster.ledger import Ledger
 from labs.cluster.options import ClusterOptions, without_prefix
 from labs.cluster.podspec import API_PORT, PATH, NodeFacts
+from labs.cluster.readiness import Reason, unready
 from labs.cluster.resources import (
-    DAEMONSETS,
-    DEPLOYMENTS,
     ENDPOINTS,
     ENDPOINTSLICES,
     NODES,
-    PODS,
-    REPLICASETS,
     SERVICES,
     Object,
     all_resources,
-    by_kind,
-    controller_of,
-    is_active,
-    is_ready,
     key_of,
 )
 from labs.cluster.runtime import ContainerSpec, Runtime, Started
-from labs.cluster.store import Change, Store, now
+from labs.cluster.store import Change, Store
 from labs.cluster.uplink import Uplink
 from labs.cluster.uplink import keep as keep_uplink
 from tracer.errors import K8snetError
@@ -236,7 +227,9 @@ class World:
     def _report_node(self, node: Node, *, ready: bool) -> None:
         """Write whether a node is ready into its object."""
         item = self.store.get(NODES, "", node.facts.name)
-        self.store.update(NODES, {**item, "status": {**item["status"], "conditions": [_node_condition(ready)]}})
+        self.store.update(
+            NODES, {**item, "status": {**item["status"], "conditions": [firstobjects.node_condition(ready=ready)]}}
+        )
 
     def _host_lines(self) -> str:
         plan = self.options.plan
@@ -290,85 +283,20 @@ class World:
     def _create_objects(self) -> None:
         """The first objects: what the components need, the nodes, the workload, what the user asked for."""
         for node in self.nodes:
-            self.store.create(NODES, self._node_object(node))
+            self.store.create(NODES, firstobjects.node(node.number, node.facts))
         for text in [*manifests.starting_texts(), *self.options.manifests]:
             for item in manifests.parse(text):
                 self._create(item)
-        service = self.store.get(SERVICES, "default", "kubernetes")
-        self.store.create(ENDPOINTSLICES, self._api_slice(service))
-        self.store.create(ENDPOINTS, self._api_endpoints(service))
+        service, address = self.store.get(SERVICES, "default", "kubernetes"), self.nodes[0].facts.addresses[0]
+        self.store.create(ENDPOINTSLICES, firstobjects.api_slice(service, address))
+        self.store.create(ENDPOINTS, firstobjects.api_endpoints(service, address))
 
     def _create(self, item: Object) -> None:
         try:
-            admit(self.store, self.options.plan, _typed(item))
+            admit(self.store, self.options.plan, firstobjects.typed(item))
         except K8snetError as error:
             name = (item.get("metadata") or {}).get("name")
             raise K8snetError(f"{item.get('kind')} {name!r}: {error.message}") from error
-
-    def _node_object(self, node: Node) -> Object:
-        cidrs = self.options.plan.pod_cidrs(node.number)
-        labels = {"kubernetes.io/hostname": node.facts.name, "kubernetes.io/os": "linux"}
-        if node.number == 1:
-            labels["node-role.kubernetes.io/control-plane"] = ""
-        return {
-            "apiVersion": "v1",
-            "kind": "Node",
-            "metadata": {"name": node.facts.name, "labels": labels},
-            "spec": {
-                "podCIDR": cidrs[0],
-                "podCIDRs": cidrs,
-                "providerID": f"k8snet://{self.options.name}/{node.facts.name}",
-            },
-            "status": {
-                "addresses": [
-                    *({"type": "InternalIP", "address": address} for address in node.facts.addresses),
-                    {"type": "Hostname", "address": node.facts.name},
-                ],
-                "conditions": [_node_condition(True)],
-                "nodeInfo": {
-                    "kubeletVersion": GIT_VERSION,
-                    "kubeProxyVersion": GIT_VERSION,
-                    "kernelVersion": platform.release(),
-                    "osImage": "k8snet",
-                    "operatingSystem": "linux",
-                    "architecture": platform.machine(),
-                    "containerRuntimeVersion": "k8snet://1",
-                },
-            },
-        }
-
-    def _api_slice(self, service: Object) -> Object:
-        """The endpoints of the API itself, which the API server writes: it is no pod that a selector could find."""
-        return {
-            "apiVersion": "discovery.k8s.io/v1",
-            "kind": "EndpointSlice",
-            "metadata": {
-                "name": service["metadata"]["name"],
-                "namespace": service["metadata"]["namespace"],
-                "labels": {endpointslices.SERVICE_NAME: service["metadata"]["name"]},
-            },
-            "addressType": "IPv4",
-            "ports": [{"name": "https", "protocol": "TCP", "port": API_PORT}],
-            "endpoints": [{"addresses": [self.nodes[0].facts.addresses[0]], "conditions": {"ready": True}}],
-        }
-
-    def _api_endpoints(self, service: Object) -> Object:
-        """The same in the older form."""
-        return {
-            "apiVersion": "v1",
-            "kind": "Endpoints",
-            "metadata": {
-                "name": service["metadata"]["name"],
-                "namespace": service["metadata"]["namespace"],
-                "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"},
-            },
-            "subsets": [
-                {
-                    "addresses": [{"ip": self.nodes[0].facts.addresses[0]}],
-                    "ports": [{"name": "https", "port": API_PORT, "protocol": "TCP"}],
-                }
-            ],
-        }
 
     # --- components ---------------------------------------------------------------------------------------------------
 
@@ -420,88 +348,9 @@ class World:
 
     def unready(self) -> list[Reason]:
         """What keeps the cluster from being ready, now."""
-        pods = [pod for pod in self.store.list(PODS) if is_active(pod)]
-        kinds = (DAEMONSETS, DEPLOYMENTS, REPLICASETS)
-        wanted = sum(_wanted_pods(item, len(self.nodes)) for kind in kinds for item in self.store.list(kind))
-        reasons = [_pod_reason(pod) for pod in pods if not is_ready(pod)]
-        if len(pods) < wanted:
-            reasons.append(Reason(f"{wanted - len(pods)} pods are still to be made"))
-        items = self.store.list(SERVICES) + self.store.list(ENDPOINTSLICES)
-        newest = max(int(item["metadata"]["resourceVersion"]) for item in items)
-        for node in self.nodes:
-            if synced_version(node, "kube-proxy") < newest:
-                reasons.append(Reason(f"kube-proxy on {node.facts.name} is behind{_complaint(node, 'kube-proxy')}"))
-        return reasons
-
-
-def _typed(item: Object) -> Object:
-    """An object of a manifest whose fields have the right types. Raises K8snetError."""
-    resource = by_kind(str(item.get("apiVersion")), str(item.get("kind")))
-    name = resource and schema.type_name(resource)
-    if name:
-        try:
-            schema.check(item, name)
-        except schema.WrongType as error:
-            raise K8snetError(str(error)) from None
-    typed: Object = schema.without_nulls(item)
-    return typed
+        return unready(self.store, [(node.facts.name, node.kubelet) for node in self.nodes])
 
 
 def node_environment(name: str) -> dict[str, str]:
     """The environment of a node's processes; kubectl works there, as it does on kind's nodes."""
     return {"PATH": PATH, "HOME": "/root", "HOSTNAME": name, "KUBECONFIG": NODE_KUBECONFIG}
-
-
-def _node_condition(ready: bool) -> Object:
-    return {
-        "type": "Ready",
-        "status": "True" if ready else "False",
-        "reason": "KubeletReady" if ready else "KubeletNotReady",
-        "message": "kubelet is posting ready status" if ready else "the node's first process has ended",
-        "lastHeartbeatTime": now(),
-        "lastTransitionTime": now(),
-    }
-
-
-@dataclass(frozen=True, slots=True)
-class Reason:
-    """Why the cluster is not ready; `fatal` when waiting won't help."""
-
-    text: str
-    fatal: bool = False
-
-
-def synced_version(node: Node, container_name: str) -> int:
-    """The resourceVersion that a component on a node has brought to its kernel, 0 for none yet."""
-    for pod in node.kubelet.pods.values():
-        for container in pod.containers:
-            if container.name == container_name and "synced" in container.said:
-                return int(container.said["synced"])
-    return 0
-
-
-def _complaint(node: Node, container_name: str) -> str:
-    for pod in node.kubelet.pods.values():
-        for container in pod.containers:
-            if container.name == container_name and "error" in container.said:
-                return f": {container.said['error']}"
-    return ""
-
-
-def _wanted_pods(item: Object, nodes: int) -> int:
-    if item["kind"] == "DaemonSet":
-        return nodes
-    return 0 if controller_of(item) else int(item["spec"]["replicas"])
-
-
-def _pod_reason(pod: Object) -> Reason:
-    name = f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
-    for state in pod["status"].get("containerStatuses") or ():
-        waiting = state["state"].get("waiting") or {}
-        ended = state["state"].get("terminated") or {}
-        if waiting.get("reason") in ("ErrImagePull", "ImagePullBackOff"):
-            return Reason(f"pod {name}: {waiting['message']}", fatal=True)
-        trouble = waiting.get("message") or ended.get("message") or ended.get("reason") or waiting.get("reason")
-        if trouble:
-            return Reason(f"pod {name}: {trouble}")
-    return Reason(f"pod {name}: {pod['status'].get('message') or pod['status'].get('phase')}")
