@@ -1,7 +1,8 @@
-"""The objects that a cluster has before anybody makes some: its nodes, and the API's own endpoints.
+"""The objects that a cluster has before anybody makes some: its nodes, the control plane's pods, the API's endpoints.
 
-Stands for what a kubelet writes when it registers (pkg/kubelet/nodestatus), and for the API server's reconciler of
-default/kubernetes (pkg/controlplane/reconcilers).
+Stands for what a kubelet writes when it registers (pkg/kubelet/nodestatus), for the static pods that kubeadm makes
+(cmd/kubeadm/app/phases/controlplane), and for the API server's reconciler of default/kubernetes
+(pkg/controlplane/reconcilers).
 """
 
 from __future__ import annotations
@@ -14,6 +15,14 @@ from labs.cluster.podspec import API_PORT, NodeFacts
 from labs.cluster.resources import Object, by_kind
 from labs.cluster.store import now
 from tracer.errors import K8snetError
+
+MIRROR = "kubernetes.io/config.mirror"
+CONTROL_PLANE = {
+    "etcd": "registry.k8s.io/etcd:3.5.15-0",
+    "kube-apiserver": f"registry.k8s.io/kube-apiserver:{GIT_VERSION}",
+    "kube-controller-manager": f"registry.k8s.io/kube-controller-manager:{GIT_VERSION}",
+    "kube-scheduler": f"registry.k8s.io/kube-scheduler:{GIT_VERSION}",
+}
 
 
 def node(number: int, facts: NodeFacts) -> Object:
@@ -59,6 +68,69 @@ def node_condition(*, ready: bool) -> Object:
         "message": "kubelet is posting ready status" if ready else "the node's first process has ended",
         "lastHeartbeatTime": now(),
         "lastTransitionTime": now(),
+    }
+
+
+def control_plane_pods(facts: NodeFacts) -> list[Object]:
+    """The mirror pods of a control plane's static pods, as they are named and labelled on kind.
+
+    They show what there is. Their programs are parts of the supervisor: none of them has a process of its own.
+    """
+    return [_mirror_pod(component, image, facts) for component, image in CONTROL_PLANE.items()]
+
+
+def is_mirror(pod: Object) -> bool:
+    """Whether a pod only shows one that was started without the API (pkg/kubelet/types, IsMirrorPod)."""
+    return MIRROR in (pod["metadata"].get("annotations") or {})
+
+
+def _mirror_pod(component: str, image: str, facts: NodeFacts) -> Object:
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": f"{component}-{facts.name}",
+            "namespace": "kube-system",
+            "labels": {"component": component, "tier": "control-plane"},
+            "annotations": {MIRROR: component, "kubernetes.io/config.source": "file"},
+        },
+        "spec": {
+            "nodeName": facts.name,
+            "hostNetwork": True,
+            "priorityClassName": "system-node-critical",
+            "containers": [{"name": component, "image": image}],
+        },
+    }
+
+
+def mirror_status(pod: Object, facts: NodeFacts) -> Object:
+    """The status of a mirror pod: all is well for as long as the cluster is."""
+    since = pod["metadata"]["creationTimestamp"]
+    entry = pod["spec"]["containers"][0]
+    kinds = ("PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled")
+    return {
+        **pod["status"],
+        "phase": "Running",
+        "conditions": [
+            {"type": kind, "status": "True", "lastProbeTime": None, "lastTransitionTime": since} for kind in kinds
+        ],
+        "hostIP": facts.addresses[0],
+        "hostIPs": [{"ip": address} for address in facts.addresses],
+        "podIP": facts.addresses[0],
+        "podIPs": [{"ip": address} for address in facts.addresses],
+        "startTime": since,
+        "containerStatuses": [
+            {
+                "name": entry["name"],
+                "image": entry["image"],
+                "imageID": "",
+                "ready": True,
+                "started": True,
+                "restartCount": 0,
+                "state": {"running": {"startedAt": since}},
+                "lastState": {},
+            }
+        ],
     }
 
 

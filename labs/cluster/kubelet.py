@@ -21,6 +21,7 @@ from pathlib import Path
 from labs.cluster.certificates import TokenIssuer
 from labs.cluster.deletion import let_go
 from labs.cluster.events import Recorder
+from labs.cluster.firstobjects import is_mirror, mirror_status
 from labs.cluster.images import UnknownImage
 from labs.cluster.network import NetlinkThread, NodeNetwork
 from labs.cluster.podentry import entering
@@ -30,7 +31,7 @@ from labs.cluster.podstatus import RunningContainer, RunningPod, full_name, pod_
 from labs.cluster.probes import Prober, Reach
 from labs.cluster.resources import CONFIGMAPS, PODS, SECRETS, SERVICES, Object, Resource, key_of
 from labs.cluster.runtime import Runtime, Started
-from labs.cluster.store import DELETED, Expired, NotFound, Store, now
+from labs.cluster.store import DELETED, AlreadyExists, Expired, NotFound, Store, now
 from tracer.errors import K8snetError
 
 RESTART_BASE_SECONDS = 10.0  # MaxContainerBackOff and its base (pkg/kubelet/kubelet.go)
@@ -81,6 +82,7 @@ class Kubelet:
                 async for change in watch:
                     if change.kind == DELETED:
                         self._stop(change.item)
+                        self._show_again(change.item)
                     else:
                         self._consider(change.item)
 
@@ -99,9 +101,19 @@ class Kubelet:
             return
         if "deletionTimestamp" in pod["metadata"]:
             self._stop(pod)
+        elif is_mirror(pod):
+            self._store.update(PODS, {**pod, "status": mirror_status(pod, self.node)})
         elif uid not in self._workers:
             # One that just went may have had the same name: it has to be gone first.
             self._workers[uid] = asyncio.create_task(self._work(pod), name=f"pod {'/'.join(key_of(pod))}")
+
+    def _show_again(self, pod: Object) -> None:
+        """A mirror pod of ours that is deleted comes back: what it shows is still there."""
+        if is_mirror(pod) and pod["spec"].get("nodeName") == self.node.name:
+            kept = ("name", "namespace", "labels", "annotations")
+            metadata = {key: value for key, value in pod["metadata"].items() if key in kept}
+            with contextlib.suppress(AlreadyExists):
+                self._store.create(PODS, {**pod, "metadata": metadata})
 
     def _stop(self, pod: Object) -> None:
         """End a pod of ours, if it is one; when it is gone, it goes from the API too."""

@@ -39,8 +39,9 @@ def unready(store: Store, nodes: Iterable[tuple[str, Kubelet]]) -> list[Reason]:
     kinds = (DAEMONSETS, DEPLOYMENTS, REPLICASETS)
     wanted = sum(_wanted_pods(item, len(kubelets)) for kind in kinds for item in store.list(kind))
     reasons = [_pod_reason(pod) for pod in pods if not is_ready(pod)]
-    if len(pods) < wanted:
-        reasons.append(Reason(f"{wanted - len(pods)} pods are still to be made"))
+    made = sum(controller_of(pod) is not None for pod in pods)
+    if made < wanted:
+        reasons.append(Reason(f"{wanted - made} pods are still to be made"))
     items = store.list(SERVICES) + store.list(ENDPOINTSLICES)
     newest = max(int(item["metadata"]["resourceVersion"]) for item in items)
     for name, kubelet in kubelets.items():

@@ -287,6 +287,8 @@ class World:
         for text in [*manifests.starting_texts(), *self.options.manifests]:
             for item in manifests.parse(text):
                 self._create(item)
+        for item in firstobjects.control_plane_pods(self.nodes[0].facts):
+            self._create(item)
         service, address = self.store.get(SERVICES, "default", "kubernetes"), self.nodes[0].facts.addresses[0]
         self.store.create(ENDPOINTSLICES, firstobjects.api_slice(service, address))
         self.store.create(ENDPOINTS, firstobjects.api_endpoints(service, address))

@@ -132,3 +132,21 @@ def test_its_state_can_be_asked_at_every_moment_while_pods_end(victim: Lab) -> N
         counts.append(sum(pod["namespace"] == "fastapi" for pod in pods))
     assert counts[-1] == 3
     assert len(counts) > 20
+
+
+def test_the_control_plane_shows_as_pods_that_come_back(victim: Lab, patience: float) -> None:
+    kubectl = ("kubectl", "-n", "kube-system")
+
+    def uids() -> dict[str, str]:
+        template = "jsonpath={range .items[*]}{.metadata.labels.component}={.metadata.uid}{'\\n'}{end}"
+        command = (*kubectl, "get", "pods", "-l", "tier=control-plane", "-o", template)
+        return dict(line.split("=") for line in victim.exec("node1", *command).stdout.split())
+
+    before = uids()
+    assert sorted(before) == ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"]
+    victim.exec("node1", *kubectl, "delete", "pod", "etcd-node1")
+    victim.exec("node1", *kubectl, "wait", "pod/etcd-node1", "--for=condition=Ready", "--timeout=10s")
+    after = uids()
+    assert after.keys() == before.keys()
+    assert [component for component in before if after[component] != before[component]] == ["etcd"]
+    wait_until_ready(victim, patience)
