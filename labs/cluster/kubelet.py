@@ -5,7 +5,8 @@ Stands for cmd/kubelet, with one coroutine for each pod where the real one has p
 that end are started again as restartPolicy says, with the back-off that shows as CrashLoopBackOff. A container counts
 as started once its program says that it serves, or its ports listen; from then on it is probed (`labs.cluster.probes`),
 and without a readiness probe it is ready at once. A pod that is being deleted gets its grace period, and is removed
-from the API when all of it is gone. Left out: init containers, lifecycle hooks, eviction, resources.
+from the API when all of it is gone. Left out: lifecycle hooks, sidecars (init
+containers with a restartPolicy), eviction, resources.
 """
 
 from __future__ import annotations
@@ -183,17 +184,25 @@ class Kubelet:
         running.addresses = running.attachment.addresses
 
     async def _run_containers(self, running: RunningPod) -> None:
-        running.containers = [
-            RunningContainer(entry["name"], entry["image"]) for entry in running.pod["spec"]["containers"]
-        ]
+        """Run the init containers to their end, one after the other, and then all others."""
+        spec = running.pod["spec"]
+        first = spec.get("initContainers") or []
+        running.init = [RunningContainer(entry["name"], entry["image"], is_init=True) for entry in first]
+        running.containers = [RunningContainer(entry["name"], entry["image"]) for entry in spec["containers"]]
+        for container in (*running.init, *running.containers) if first else ():
+            container.state = {"waiting": {"reason": "PodInitializing"}}
+        policy = spec["restartPolicy"]
+        for container, entry in zip(running.init, first, strict=True):
+            await self._keep_running(running, container, entry, "Never" if policy == "Never" else "OnFailure")
+            if not container.succeeded:
+                return
         async with asyncio.TaskGroup() as group:
-            for container, entry in zip(running.containers, running.pod["spec"]["containers"], strict=True):
-                group.create_task(self._keep_running(running, container, entry))
+            for container, entry in zip(running.containers, spec["containers"], strict=True):
+                group.create_task(self._keep_running(running, container, entry, policy))
 
-    async def _keep_running(self, running: RunningPod, container: RunningContainer, entry: Object) -> None:
-        """Run one container again and again, as the pod's restartPolicy says."""
+    async def _keep_running(self, running: RunningPod, container: RunningContainer, entry: Object, policy: str) -> None:
+        """Run one container again and again, as a restartPolicy says."""
         delay = RESTART_BASE_SECONDS
-        policy = running.pod["spec"]["restartPolicy"]
         while True:
             began = asyncio.get_running_loop().time()
             try:

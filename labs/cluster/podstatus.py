@@ -1,7 +1,7 @@
 """What the kubelet holds for a pod and its containers, and the PodStatus that it makes of that.
 
 Stands for pkg/kubelet/kubelet_pods.go (getPhase, generateAPIPodStatus) and pkg/kubelet/status/generate.go. Left out:
-init and ephemeral containers, readiness gates, resources.
+ephemeral containers, readiness gates, resources.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ class RunningContainer:
     started: Started | None = None
     cgroup: str | None = None
     env: dict[str, str] = field(default_factory=dict)
+    is_init: bool = False
     ready: bool = False
     serving: asyncio.Event = field(default_factory=asyncio.Event)  # its program said so
     restarts: int = 0
@@ -34,6 +35,12 @@ class RunningContainer:
     said: dict[str, str] = field(default_factory=dict)
     probed: bool = False  # its startup probe, if it has one, succeeded
 
+    @property
+    def succeeded(self) -> bool:
+        """Whether it has ended, and well."""
+        ended = self.state.get("terminated")
+        return ended is not None and ended["exitCode"] == 0
+
     def status(self) -> Object:
         """The ContainerStatus of the API."""
         return {
@@ -41,7 +48,7 @@ class RunningContainer:
             "image": self.image,
             "imageID": "",
             "containerID": f"k8snet://{self.id}" if self.id else "",
-            "ready": self.ready,
+            "ready": self.succeeded if self.is_init else self.ready,
             "started": self.probed,
             "restartCount": self.restarts,
             "state": self.state,
@@ -58,6 +65,7 @@ class RunningPod:
     sandbox: str | None = None
     attachment: Attachment | None = None
     addresses: tuple[str, ...] = ()
+    init: list[RunningContainer] = field(default_factory=list)
     containers: list[RunningContainer] = field(default_factory=list)
     start_time: str = ""
 
@@ -71,16 +79,18 @@ class RunningPod:
 def pod_status(running: RunningPod, current: Object, node_addresses: Sequence[str], trouble: dict[str, str]) -> Object:
     """The PodStatus. `current`: the pod in the API; `trouble`: reason and message, if the pod itself is in trouble."""
     containers = running.containers
+    waiting = [entry.name for entry in running.init if not entry.succeeded]
+    incomplete = {"reason": "ContainersNotInitialized", "message": _words("incomplete", waiting)} if waiting else {}
     unready = [entry.name for entry in containers if not entry.ready]
     ready = bool(containers) and not unready
-    why = {} if ready else {"reason": "ContainersNotReady", "message": _unready_words(unready)}
+    why = {} if ready else {"reason": "ContainersNotReady", "message": _words("unready", unready)}
     return {
         **{key: current["status"][key] for key in ("qosClass",) if key in current["status"]},
         **trouble,
         "phase": _phase(running),
         "conditions": [
             _condition(current, "PodReadyToStartContainers", bool(running.addresses)),
-            _condition(current, "Initialized", True),
+            _condition(current, "Initialized", not waiting, **incomplete),
             _condition(current, "Ready", ready, **why),
             _condition(current, "ContainersReady", ready, **why),
             _condition(current, "PodScheduled", True),
@@ -90,20 +100,23 @@ def pod_status(running: RunningPod, current: Object, node_addresses: Sequence[st
         **({"podIP": running.addresses[0]} if running.addresses else {}),
         "podIPs": [{"ip": address} for address in running.addresses],
         "startTime": running.start_time,
+        **({"initContainerStatuses": [entry.status() for entry in running.init]} if running.init else {}),
         "containerStatuses": [entry.status() for entry in containers],
     }
 
 
 def _phase(running: RunningPod) -> str:
-    containers = running.containers
+    containers, never = running.containers, running.pod["spec"]["restartPolicy"] == "Never"
+    if never and any("terminated" in entry.state and not entry.succeeded for entry in running.init):
+        return "Failed"
     ended = [entry.state["terminated"] for entry in containers if "terminated" in entry.state]
     if containers and len(ended) == len(containers) and running.pod["spec"]["restartPolicy"] != "Always":
         return "Succeeded" if all(entry["exitCode"] == 0 for entry in ended) else "Failed"
     return "Running" if any("running" in entry.state or entry.restarts for entry in containers) else "Pending"
 
 
-def _unready_words(names: Sequence[str]) -> str:
-    return f"containers with unready status: [{' '.join(names)}]"
+def _words(kind: str, names: Sequence[str]) -> str:
+    return f"containers with {kind} status: [{' '.join(names)}]"
 
 
 def _condition(current: Object, kind: str, state: bool, **why: str) -> Object:

@@ -275,7 +275,7 @@ class World:
         """The running container of a pod, for `kubectl exec`."""
         for node in self.nodes:
             running = node.kubelet.pods.get(key_of(pod))
-            for container in running.containers if running is not None else ():
+            for container in (*running.init, *running.containers) if running is not None else ():
                 if container.name == name and container.started is not None:
                     return Place(container.started.pid, container.cgroup, container.env)
         return None

@@ -88,7 +88,8 @@ def _is_set(request: web.BaseRequest, name: str) -> bool:
 
 
 def _container(request: web.BaseRequest, pod: Object) -> str:
-    known = [entry["name"] for entry in pod["spec"]["containers"]]
+    spec = pod["spec"]
+    known = [entry["name"] for entry in (*spec["containers"], *(spec.get("initContainers") or ()))]
     wanted = request.query.get("container") or known[0]
     if wanted not in known:
         raise status.bad_request(f"container {wanted} is not valid for pod {pod['metadata']['name']}")

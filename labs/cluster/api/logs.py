@@ -120,10 +120,10 @@ def _file(pod: Object, options: LogOptions) -> Path:
             words = f"a container name must be specified for pod {name}, choose one of: [{' '.join(known)}]"
             raise status.bad_request(words)
         container = str(chosen)
+    known += [entry["name"] for entry in pod["spec"].get("initContainers") or ()]
     if container not in known:
         raise status.bad_request(f"container {container} is not valid for pod {name}")
-    states = (pod.get("status") or {}).get("containerStatuses") or ()
-    state = next((entry for entry in states if entry["name"] == container), None)
+    state = _state(pod, container)
     restarts = state["restartCount"] if state else 0
     if options.previous:
         if not restarts:
@@ -141,6 +141,13 @@ def _file(pod: Object, options: LogOptions) -> Path:
     return path
 
 
+def _state(pod: Object, container: str) -> Object | None:
+    """A container's status; None where there is none yet."""
+    status = pod.get("status") or {}
+    states = (*(status.get("containerStatuses") or ()), *(status.get("initContainerStatuses") or ()))
+    return next((entry for entry in states if entry["name"] == container), None)
+
+
 def _path(pod: Object, container: str, restarts: int) -> Path:
     namespace, name = key_of(pod)
     return LOG_ROOT / f"{namespace}_{name}_{pod['metadata']['uid']}" / container / f"{restarts}.log"
@@ -151,6 +158,5 @@ def _still_writes(store: Store, pod: Object, path: Path) -> bool:
     current = store.find(PODS, *key_of(pod))
     if current is None or current["metadata"]["uid"] != pod["metadata"]["uid"]:
         return False
-    states = (current.get("status") or {}).get("containerStatuses") or ()
-    state = next((entry for entry in states if entry["name"] == path.parent.name), None)
+    state = _state(current, path.parent.name)
     return state is not None and "terminated" not in state["state"] and path.stem == str(state["restartCount"])

@@ -107,6 +107,7 @@ def _pod(pod: Object) -> Cells:
             word = waiting["reason"]
         elif ended:
             word = ended.get("reason") or f"ExitCode:{ended['exitCode']}"
+    word = _initializing(pod) or word
     if "deletionTimestamp" in pod["metadata"]:
         word = "Terminating"
     return [
@@ -120,6 +121,21 @@ def _pod(pod: Object) -> Cells:
         status.get("nominatedNodeName") or NONE,
         NONE,
     ]
+
+
+def _initializing(pod: Object) -> str:
+    """The word for the init container that has not ended well yet; "" when there is none."""
+    states = (pod.get("status") or {}).get("initContainerStatuses") or []
+    for number, state in enumerate(states):
+        ended, waiting = state["state"].get("terminated"), state["state"].get("waiting") or {}
+        if ended is not None and ended["exitCode"] == 0:
+            continue
+        if ended is not None:
+            return f"Init:{ended.get('reason') or 'ExitCode:' + str(ended['exitCode'])}"
+        if waiting.get("reason") not in (None, "", "PodInitializing"):
+            return f"Init:{waiting['reason']}"
+        return f"Init:{number}/{len(pod['spec']['initContainers'])}"
+    return ""
 
 
 def _restarts(states: list[Object]) -> str:

@@ -1,4 +1,4 @@
-"""Readiness, liveness and startup probes in a running cluster: what they change, in kubelet's words."""
+"""The kubelet in a running cluster: probes, init containers, environments; what they change, in kubelet's words."""
 
 from __future__ import annotations
 
@@ -157,3 +157,37 @@ def test_a_container_waits_for_the_config_map_that_its_environment_refers_to(kub
     assert events(kubectl, "barefoot", "Failed") == {'Error: configmap "sizes" not found'}
     kubectl("create", "configmap", "sizes", "--from-literal=shoe=43")
     kubectl("wait", "pod/barefoot", "--for=condition=Ready", f"--timeout={int(15 * patience)}s")
+
+
+def initialized(name: str, *commands: str, policy: str = "Always") -> str:
+    document = yaml.safe_load(pod(name))
+    document["spec"]["restartPolicy"] = policy
+    document["spec"]["initContainers"] = [
+        {"name": f"init{number}", "image": "client", "command": ["sh", "-c", command]}
+        for number, command in enumerate(commands)
+    ]
+    return yaml.safe_dump(document)
+
+
+def test_init_containers_run_to_their_end_one_after_the_other(kubectl: Kubectl, patience: float) -> None:
+    """The first waits for a Service's name, as many do in practice."""
+    wait = "until getent hosts late.default.svc.cluster.local; do sleep 0.2; done"
+    kubectl("apply", "-f", "-", feed=initialized("patient", wait, "echo second; sleep 1"))
+    until(lambda: kubectl.rows("get", "pod", "patient")[1][1:3] == ["0/1", "Init:0/2"], patience)
+    assert "PodInitializing" in kubectl("describe", "pod", "patient")
+    assert "is waiting to start: PodInitializing" in kubectl.fails("logs", "patient", "-c", "main")
+    kubectl("create", "service", "clusterip", "late", "--tcp=80")
+    until(lambda: kubectl.rows("get", "pod", "patient")[1][2] == "Init:1/2", patience)
+    kubectl("wait", "pod/patient", "--for=condition=Ready", f"--timeout={int(15 * patience)}s")
+    assert kubectl("logs", "patient", "-c", "init1") == "second\n"
+    states = json.loads(kubectl("get", "pod", "patient", "-o", "json"))["status"]["initContainerStatuses"]
+    assert [(state["ready"], state["state"]["terminated"]["reason"]) for state in states] == [(True, "Completed")] * 2
+
+
+def test_an_init_container_that_fails_is_tried_again_or_fails_its_pod(kubectl: Kubectl, patience: float) -> None:
+    kubectl("apply", "-f", "-", feed=initialized("failing", "exit 3", policy="Never"))
+    kubectl("apply", "-f", "-", feed=initialized("crashing", "exit 3"))
+    until(lambda: kubectl.rows("get", "pod", "failing")[1][1:3] == ["0/1", "Init:Error"], patience)
+    assert kubectl("get", "pod", "failing", "-o", "jsonpath={.status.phase}") == "Failed"
+    until(lambda: kubectl.rows("get", "pod", "crashing")[1][2] == "Init:CrashLoopBackOff", patience)
+    assert kubectl("get", "pod", "crashing", "-o", "jsonpath={.status.phase}") == "Pending"
