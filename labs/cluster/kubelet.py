@@ -148,7 +148,8 @@ class Kubelet:
     def _tell(self, pod: Object, container: str, reason: str, message: str, *, warning: bool = False) -> None:
         """An Event about one container of a pod."""
         write = self._events.warning if warning else self._events.normal
-        if self._store.find(PODS, *key_of(pod)) is not None:
+        current = self._store.find(PODS, *key_of(pod))
+        if current is not None and current["metadata"]["uid"] == pod["metadata"]["uid"]:
             write(pod, reason, message, f"spec.containers{{{container}}}")
 
     async def _work(self, pod: Object) -> None:
@@ -335,7 +336,8 @@ class Kubelet:
                 self._report(running)
 
         def on_failure(kind: str, message: str) -> None:
-            self._tell(running.pod, container.name, "Unhealthy", f"{kind} probe failed: {message}", warning=True)
+            if "deletionTimestamp" not in running.pod["metadata"]:  # then it may be half gone
+                self._tell(running.pod, container.name, "Unhealthy", f"{kind} probe failed: {message}", warning=True)
 
         def enter(command: Sequence[str]) -> list[str]:
             return entering(started.pid, container.cgroup, container.env, command)

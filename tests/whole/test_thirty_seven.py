@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -64,6 +65,18 @@ class Call:
     ip: str
     port: int
     answer: dict[str, Any]
+
+    @property
+    def asked(self) -> Asked:
+        """What tells it from all others: two destinations may be asked from one port."""
+        url = urlsplit(self.plan.url)
+        return self.ip, self.port, str(url.hostname), url.port or 80
+
+
+def asked_of(record: dict[str, Any]) -> Asked:
+    """The same of a record."""
+    source, destination = record["source"], record["destination"]
+    return source["ip"], source["port"], destination["ip"], destination["port"]
 
 
 def call(lab: Lab, plan: Plan) -> list[Call]:
@@ -129,26 +142,25 @@ def outcome(
 def test_there_is_one_record_for_each_connection(outcome: Any) -> None:
     calls, records, _, errors = outcome
     assert len(records) == TOTAL
-    asked = {(made.ip, made.port): made for made in calls}
+    asked = {made.asked for made in calls}
     assert len(asked) == TOTAL
-    assert {(record["source"]["ip"], record["source"]["port"]) for record in records} == set(asked)
+    assert {asked_of(record) for record in records} == asked
     assert ", 0 events lost, " in errors.splitlines()[-1]
 
 
 def test_each_backend_is_what_conntrack_holds(outcome: Any) -> None:
     _, records, table, _ = outcome
     for record in records:
-        source, destination, backend = record["source"], record["destination"], record["backend"]
-        asked = (source["ip"], source["port"], destination["ip"], destination["port"])
+        asked, backend = asked_of(record), record["backend"]
         assert asked in table, record
         assert (backend["ip"], backend["port"]) == backend_by_conntrack(table, asked), record
 
 
 def test_each_backend_is_the_pod_that_answered(outcome: Any) -> None:
     calls, records, _, _ = outcome
-    answers = {(made.ip, made.port): made for made in calls}
+    answers = {made.asked: made for made in calls}
     for record in records:
-        made = answers[record["source"]["ip"], record["source"]["port"]]
+        made = answers[asked_of(record)]
         expected = (made.answer["namespace"], made.answer["pod"])
         if made.plan.service == "shop/host":
             # Several pods share a node's address: the address alone names none of them.
@@ -159,9 +171,9 @@ def test_each_backend_is_the_pod_that_answered(outcome: Any) -> None:
 
 def test_each_record_names_who_asked_and_for_what(outcome: Any) -> None:
     calls, records, _, _ = outcome
-    plans = {(made.ip, made.port): made.plan for made in calls}
+    plans = {made.asked: made.plan for made in calls}
     for record in records:
-        plan = plans[record["source"]["ip"], record["source"]["port"]]
+        plan = plans[asked_of(record)]
         destination, source = record["destination"], record["source"]
         assert f"{destination['namespace']}/{destination['service']}" == plan.service
         assert destination["kind"] == plan.kind
@@ -177,9 +189,9 @@ def test_each_record_names_who_asked_and_for_what(outcome: Any) -> None:
 
 def test_each_record_says_which_rule_chose(outcome: Any) -> None:
     calls, records, _, _ = outcome
-    plans = {(made.ip, made.port): made.plan for made in calls}
+    plans = {made.asked: made.plan for made in calls}
     for record in records:
-        plan = plans[record["source"]["ip"], record["source"]["port"]]
+        plan = plans[asked_of(record)]
         translation = record["translation"]
         assert (translation["by"], translation["dnat"]) == ("netfilter", True)
         first, *_, last = translation["via"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -100,12 +101,12 @@ def test_readiness_decides_who_is_behind_a_service(cluster: Lab, kubectl: Kubect
     ],
 )
 def test_what_is_wrong_is_told(kubectl: Kubectl, patience: float, action: dict[str, Any], words: str) -> None:
-    kubectl("delete", "pod", "sick", "--ignore-not-found")
-    kubectl("delete", "events", "--field-selector", "involvedObject.name=sick")
-    kubectl("apply", "-f", "-", feed=pod("sick", readinessProbe={**action, **QUICK}))
-    until(lambda: bool(events(kubectl, "sick", "Unhealthy")), patience)
-    ip = kubectl("get", "pod", "sick", "-o", "jsonpath={.status.podIP}")
-    assert events(kubectl, "sick", "Unhealthy") == {"Readiness probe failed: " + words.replace("{ip}", ip)}
+    name = f"sick-{secrets.token_hex(4)}"
+    kubectl("apply", "-f", "-", feed=pod(name, readinessProbe={**action, **QUICK}))
+    until(lambda: bool(events(kubectl, name, "Unhealthy")), patience)
+    ip = kubectl("get", "pod", name, "-o", "jsonpath={.status.podIP}")
+    kubectl("delete", "pod", name, "--wait=false")
+    assert events(kubectl, name, "Unhealthy") == {"Readiness probe failed: " + words.replace("{ip}", ip)}
 
 
 def test_a_probe_comes_from_the_node_with_the_headers_asked_for(kubectl: Kubectl, patience: float) -> None:
