@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -9,7 +10,7 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,33 @@ def test_nftables_mode(namespace: Namespace, tmp_path: Path) -> None:
         assert watched.words() == "fastapi/lets-ship-it gained 10.244.0.12:8000; each endpoint now 1/2"
         namespace.sh("nft delete element ip kube-proxy service-ips '{ 10.96.100.50 . tcp . 8000 }'")
         assert watched.words() == "fastapi/lets-ship-it is gone"
+
+
+def test_a_watch_that_is_killed_leaves_no_process(namespace: Namespace, tmp_path: Path) -> None:
+    load(namespace, NFT, "nft -f -")
+    with watching(namespace, tmp_path) as watched:
+        name = "nft\n"
+        wait_until(lambda: name in processes_in(namespace))
+        watched.process.kill()
+        watched.process.wait()
+        wait_until(lambda: name not in processes_in(namespace))
+
+
+def processes_in(namespace: Namespace) -> list[str]:
+    """The names of the processes in a network namespace, each with a newline."""
+    names = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (process / "ns" / "net").stat().st_ino == namespace.inode:
+                names.append((process / "comm").read_text())
+    return names
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_json_lines_names_and_count(namespace: Namespace, tmp_path: Path) -> None:

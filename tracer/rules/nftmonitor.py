@@ -24,6 +24,9 @@ from tracer.rules.live import PATH
 _GENERATION = re.compile(r"# new generation (\d+) by process .*")
 _PATIENCE = 0.5  # for a transaction to be printed
 _MOST_LINES = 100_000  # that are kept; of more changes at once, it is quicker to read all
+# Ends nft when standard input does, also after our SIGKILL. A signal at our death would not do: it comes at the end of
+# the thread that started nft, which ends at once.
+_GUARDED = '"$0" -a monitor & exec >&-; read -r _; kill $!'
 
 
 class Monitor:
@@ -38,8 +41,8 @@ class Monitor:
         self._process = netns.run_in(
             netns_path,
             lambda: subprocess.Popen(
-                [program, "-a", "monitor"],
-                stdin=subprocess.DEVNULL,
+                ["/bin/sh", "-c", _GUARDED, program],
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 env=environment,
@@ -99,7 +102,7 @@ class Monitor:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.stdout is not None:
-        process.stdout.close()
-    process.kill()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
     process.wait()
