@@ -16,8 +16,9 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from labs.cluster.certificates import TokenIssuer
 from labs.cluster.deletion import let_go
@@ -40,6 +41,8 @@ RESTART_MAX_SECONDS = 300.0
 RETRY_SECONDS = 1.0
 LAST_WORDS_SECONDS = 0.2
 LOG_ROOT = Path("/run/log/pods")
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -180,9 +183,8 @@ class Kubelet:
             return
         if running.netns is None:
             running.sandbox = f"cni-{running.pod['metadata']['uid']}"
-            running.netns = await self._runtime.make_sandbox(running.sandbox)
-        running.attachment = await self._netlink.run(self._network.attach, running.netns)
-        running.addresses = running.attachment.addresses
+            await _to_the_end(self._runtime.make_sandbox(running.sandbox), running.set_netns)
+        await _to_the_end(self._netlink.run(self._network.attach, running.netns), running.set_attachment)
 
     async def _run_containers(self, running: RunningPod) -> None:
         """Run the init containers to their end, one after the other, and then all others."""
@@ -259,15 +261,21 @@ class Kubelet:
             Path(spec.cgroup).mkdir(parents=True, exist_ok=True)
         reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         output = self._open_log(running.pod, container)
+        begun: list[Started] = []
         try:
             os.set_blocking(writer, True)
-            started = await self._runtime.start(spec, writer, output, running.netns)
+            await _to_the_end(self._runtime.start(spec, writer, output, running.netns), begun.append)
         except BaseException:
             os.close(reader)
+            for one in begun:  # the pod is to go: nobody else would know of this process
+                await self._end(one, 0)
+                os.close(one.pidfd)
+            self._remove_cgroup(spec.cgroup)
             raise
         finally:
             os.close(writer)
             os.close(output)
+        (started,) = begun
         container.id, container.started, container.cgroup, container.env = spec.id, started, spec.cgroup, spec.env
         container.said.clear()
         began = now()
@@ -344,6 +352,8 @@ class Kubelet:
 
         reach = Reach(running.addresses[0], self._network.netns, enter)
         kind = await Prober(entry, reach, on_start, on_ready, on_failure).run()
+        if "deletionTimestamp" in running.pod["metadata"]:
+            return
         message = f"Container {container.name} failed {kind} probe, will be restarted"
         self._tell(running.pod, container.name, "Killing", message)
         await self._end(started, running.grace)
@@ -411,6 +421,17 @@ class Kubelet:
             return
         with contextlib.suppress(NotFound):
             self._store.update(PODS, {**current, "status": pod_status(running, current, self.node.addresses, trouble)})
+
+
+async def _to_the_end(work: Awaitable[T], keep: Callable[[T], object]) -> None:
+    """Wait for `work` and keep its result, even if cancelled meanwhile: what it makes has to be taken apart again."""
+    task = asyncio.ensure_future(work)
+    try:
+        keep(await asyncio.shield(task))
+    except asyncio.CancelledError:
+        with contextlib.suppress(Exception):
+            keep(await task)
+        raise
 
 
 async def _lines(fd: int) -> AsyncIterator[str]:

@@ -65,7 +65,6 @@ def container_spec(
     hostname = node.name if host_network else pod_hostname(pod)
     image = find(container["image"])
     ports = container.get("ports") or []
-    announces = image.announces and "command" not in container
     cgroup = pod_cgroup(node.cgroup, pod)
     identifier = os.urandom(32).hex()
     env = environment(pod, container, node, addresses, hostname, sources)
@@ -87,7 +86,7 @@ def container_spec(
         volumes={SERVICE_ACCOUNT: dict(account)},
         binds=_host_paths(pod, container),
         wait_for_ports=[]
-        if announces
+        if image.announces or command is not None  # nobody promised that a command listens on its ports
         else [port["containerPort"] for port in ports if port.get("protocol", "TCP") == "TCP"],
         facts={
             "pod": pod["metadata"]["name"],

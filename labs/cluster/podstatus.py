@@ -69,6 +69,14 @@ class RunningPod:
     containers: list[RunningContainer] = field(default_factory=list)
     start_time: str = ""
 
+    def set_netns(self, netns: int) -> None:
+        """Take over its network namespace."""
+        self.netns = netns
+
+    def set_attachment(self, attachment: Attachment) -> None:
+        """Take over its cable, and the addresses that came with it."""
+        self.attachment, self.addresses = attachment, attachment.addresses
+
     @property
     def grace(self) -> float:
         """How many seconds the containers have between being asked to end and being made to."""

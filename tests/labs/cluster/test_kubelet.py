@@ -192,3 +192,10 @@ def test_an_init_container_that_fails_is_tried_again_or_fails_its_pod(kubectl: K
     assert kubectl("get", "pod", "failing", "-o", "jsonpath={.status.phase}") == "Failed"
     until(lambda: kubectl.rows("get", "pod", "crashing")[1][2] == "Init:CrashLoopBackOff", patience)
     assert kubectl("get", "pod", "crashing", "-o", "jsonpath={.status.phase}") == "Pending"
+
+
+def test_a_command_that_listens_on_no_port_runs_all_the_same(kubectl: Kubectl, patience: float) -> None:
+    """And is probed: what a port is declared for is not the kubelet's business."""
+    kubectl("apply", "-f", "-", feed=pod("deaf", command=["sleep", "3600"], ports=[{"containerPort": 80}]))
+    kubectl("wait", "pod/deaf", "--for=condition=Ready", f"--timeout={int(9 * patience)}s")
+    assert kubectl.rows("get", "pod", "deaf")[1][1:3] == ["1/1", "Running"]

@@ -108,7 +108,7 @@ class TestContainer:
         ports = [{"containerPort": 80}, {"containerPort": 53, "protocol": "UDP"}]
         assert spec_of(pod({"ports": ports})).wait_for_ports == []
         assert spec_of(pod({"ports": ports, "image": "nginx"})).wait_for_ports == [80]
-        assert spec_of(pod({"ports": ports, "command": ["python3"]})).wait_for_ports == [80]
+        assert spec_of(pod({"ports": ports, "image": "nginx", "command": ["python3"]})).wait_for_ports == []
 
     def test_host_paths(self) -> None:
         mounts = [{"name": "lock", "mountPath": "/run/xtables.lock"}]

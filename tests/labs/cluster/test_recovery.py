@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -150,3 +151,34 @@ def test_the_control_plane_shows_as_pods_that_come_back(victim: Lab, patience: f
     assert after.keys() == before.keys()
     assert [component for component in before if after[component] != before[component]] == ["etcd"]
     wait_until_ready(victim, patience)
+
+
+def test_pods_that_go_while_they_start_leave_no_process(victim: Lab, patience: float) -> None:
+    deployment = ("-n", "fastapi", "deployment/lets-ship-it")
+    cgroup = victim.ledger()["cgroup"]
+    for _ in range(4):
+        victim.exec("node1", "kubectl", "scale", *deployment, "--replicas=30")
+        victim.exec("node1", "kubectl", "scale", *deployment, "--replicas=0")
+    deadline = time.monotonic() + 20 * patience
+    while (left := pod_cgroups(cgroup) - uids(victim)) or victim_pods(victim):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+    victim.exec("node1", "kubectl", "scale", *deployment, "--replicas=3")
+    wait_until_ready(victim, patience)
+
+
+def pod_cgroups(root: str) -> set[str]:
+    """The uids of pods that have a cgroup."""
+    names = {Path(directory).name for directory, _, _ in os.walk(root)}  # which minds none that goes meanwhile
+    return {name.removeprefix("pod") for name in names if name.startswith("pod")}
+
+
+def uids(cluster: Lab) -> set[str]:
+    """The uids of the pods that the kubelets know."""
+    return {pod["uid"] for pod in control.ask(cluster.name, {"ask": "status"})["pods"]}
+
+
+def victim_pods(cluster: Lab) -> list[str]:
+    """The pods of fastapi that are left."""
+    pods = control.ask(cluster.name, {"ask": "status"})["pods"]
+    return [pod["name"] for pod in pods if pod["namespace"] == "fastapi"]
