@@ -46,7 +46,7 @@ from labs.cluster.serving import Datagrams, leave_no_zombies, serve_datagrams, w
 
 PORT = 53
 TTL = 30
-NEGATIVE_TTL = 5
+NEGATIVE_TTL = 30  # plugin kubernetes: that of the zone, `ttl 30`
 MAX_UDP = 4096
 MIN_UDP = 512  # RFC 1035, 2.3.4
 VERSION = "1.1.0"
@@ -126,7 +126,10 @@ class Zone:
         headless = service["spec"].get("clusterIP") == "None"
         match rest:
             case []:
-                return _addresses(self._endpoint_ips(service) if headless else service["spec"].get("clusterIPs") or ())
+                if not headless:
+                    return _addresses(service["spec"].get("clusterIPs") or ())
+                found = self._endpoint_ips(service)
+                return _addresses(found) if found else NOTHING  # specification 2.4.1
             case [port, protocol] if protocol in ("_tcp", "_udp", "_sctp") and port.startswith("_"):
                 return self._srv(service, port[1:], protocol[1:].upper(), headless)
             case [protocol] if protocol in ("_tcp", "_udp", "_sctp"):

@@ -18,6 +18,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,9 @@ def measure_cluster(runs: int, say: Say) -> list[Result]:
         cluster = Lab(("--nodes", str(NODES)))
         up.values.append(_seconds(cluster.__enter__))
         try:
-            fifty.values.append(_seconds(lambda: _scale(cluster, MANY_PODS)))  # noqa: B023
+            fifty.values.append(_seconds(partial(_scale, cluster, MANY_PODS)))
             if run == runs - 1:
-                most.values.append(_seconds(lambda: _scale(cluster, MOST_PODS)))  # noqa: B023
+                most.values.append(_seconds(partial(_scale, cluster, MOST_PODS)))
                 memory.values.append(_megabytes(cluster))
             _scale(cluster, 3)
         finally:

@@ -111,7 +111,6 @@ def test_records(zone: Zone, name: str, kind: str, expected: set[str]) -> None:
         (f"empty.{S}", "A"),
         (S, "A"),
         ("cluster.local", "A"),
-        (f"nobody.shop.{S}", "A"),  # headless, and nobody is there: the Service exists
         (f"_tcp.web.shop.{S}", "SRV"),
     ],
 )
@@ -129,6 +128,7 @@ def test_a_name_without_such_records_is_no_data(zone: Zone, name: str, kind: str
         f"nowhere.{S}",
         f"x.web.shop.{S}",
         f"10-244-0-7.each.shop.{S}",  # not ready
+        f"nobody.shop.{S}",  # headless, and nobody is ready (specification 2.4.1)
         f"_https._tcp.web.shop.{S}",
         "10-244-0-9.nowhere.pod.cluster.local",
         "not-an-address.shop.pod.cluster.local",
@@ -140,6 +140,7 @@ def test_a_name_that_does_not_exist(zone: Zone, name: str) -> None:
     response = ask(zone, name, "SRV" if name.startswith("_") else "A")
     assert response.rcode() == dns.rcode.NXDOMAIN
     assert [rrset.rdtype for rrset in response.authority] == [dns.rdatatype.SOA]
+    assert (response.authority[0].ttl, response.authority[0][0].minimum) == (30, 30)
 
 
 @pytest.mark.parametrize("name", ["example.org", "local", "notcluster.local", "."])

@@ -109,7 +109,9 @@ class TestUpAndDown:
 
     def test_what_is_not_there_yet_is_a_usage_error(self) -> None:
         for option, value in (("--proxy", "ebpf"),):
-            refused = lab("up", "--name", Lab().name, option, value, check=False)
+            cluster = Lab()
+            refused = lab("up", "--name", cluster.name, option, value, check=False)
+            lab("down", "--name", cluster.name)  # should it be there after all
             assert (refused.returncode, "not there yet" in refused.stderr) == (2, True)
 
     def test_a_failed_up_says_why_and_leaves_nothing(self, tmp_path: Path) -> None:

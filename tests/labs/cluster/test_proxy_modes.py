@@ -40,7 +40,8 @@ while time.time() < end:
     try:
         s.send(b"x"); name = s.recv(100).split()[0].decode()
     except OSError:
-        time.sleep(0.05); continue
+        time.sleep(0.05)
+        continue
     if name != last:
         last = name; print(name, flush=True)
     time.sleep(0.05)

@@ -193,14 +193,16 @@ async def _refuse(*_: Any, **__: Any) -> str:
 def test_another_kube_proxy_takes_over(namespaces: Callable[[], str], mode: str, variant: str) -> None:
     cluster, about = Cluster(seed=2), settings(fixture_objects()["nodes"], 4)
     netns, fresh = namespaces(), namespaces()
+
+    def sync(where: str, one: Proxier) -> None:
+        run_in(where, lambda: asyncio.run(one.sync(cluster.services, cluster.slices, about)))
+
     for _ in range(3):
         one = Proxier("node1", backend(mode, 4, variant))
-        run_in(netns, lambda: asyncio.run(one.sync(cluster.services, cluster.slices, about)))  # noqa: B023
+        sync(netns, one)
         cluster.services.pop(cluster.random.choice(list(cluster.services)))
-    last = Proxier("node1", backend(mode, 4, variant))
-    run_in(netns, lambda: asyncio.run(last.sync(cluster.services, cluster.slices, about)))
-    other = Proxier("node1", backend(mode, 4, variant))
-    run_in(fresh, lambda: asyncio.run(other.sync(cluster.services, cluster.slices, about)))
+    for where in (netns, fresh):
+        sync(where, Proxier("node1", backend(mode, 4, variant)))
     assert state(netns, mode, variant, 4) == state(fresh, mode, variant, 4)
 
 
