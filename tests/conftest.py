@@ -6,6 +6,7 @@ that mends it, and fail in CI. `vm` tests are left out (deselected) everywhere b
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterable, Iterator
 
 import pytest
@@ -14,6 +15,14 @@ from tests import needs
 from tests.labs.lab import MANIFEST, Lab
 
 _MARKERS: dict[str, Callable[[], needs.Missing | None]] = {"root": needs.root, "bpf": needs.bpf}
+
+
+def pytest_configure() -> None:
+    """Take signals back that `nohup`, or a shell for what it runs in the background, had ignored: programs inherit
+    that, and some tests send them these very signals."""
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
