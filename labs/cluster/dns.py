@@ -41,7 +41,7 @@ import dns.rrset
 
 from labs.cluster.apiclient import Mirror
 from labs.cluster.resources import ENDPOINTSLICES, NAMESPACES, SERVICES, Object
-from labs.cluster.runtime import Container
+from labs.cluster.runtime.container import Container
 from labs.cluster.serving import Datagrams, leave_no_zombies, serve_datagrams, wait_for_signal
 
 PORT = 53

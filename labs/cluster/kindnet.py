@@ -21,7 +21,7 @@ from labs.cluster import uplink, vxlan
 from labs.cluster.apiclient import Mirror
 from labs.cluster.netfilter import Iptables
 from labs.cluster.resources import NODES, Object
-from labs.cluster.runtime import Container
+from labs.cluster.runtime.container import Container
 
 CHAIN = "KIND-MASQ-AGENT"
 RETRY_SECONDS = 0.5

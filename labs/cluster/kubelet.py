@@ -32,7 +32,7 @@ from labs.cluster.podspec import NodeFacts, container_spec, pod_cgroup
 from labs.cluster.podstatus import RunningContainer, RunningPod, full_name, pod_status
 from labs.cluster.probes import Prober, Reach
 from labs.cluster.resources import CONFIGMAPS, PODS, SECRETS, SERVICES, Object, Resource, key_of
-from labs.cluster.runtime import Runtime, Started
+from labs.cluster.runtime.client import Runtime, Started
 from labs.cluster.store import DELETED, AlreadyExists, Expired, NotFound, Store, now
 from tracer.errors import K8snetError
 

@@ -31,7 +31,7 @@ from labs.cluster.proxy.node import local_node
 from labs.cluster.proxy.services import PortKey, ServicePort
 from labs.cluster.proxy.settings import Settings
 from labs.cluster.resources import ENDPOINTSLICES, NODES, SERVICES
-from labs.cluster.runtime import Container
+from labs.cluster.runtime.container import Container
 from tracer.errors import K8snetError
 
 SETTLE_SECONDS = 0.02  # a change is seldom alone

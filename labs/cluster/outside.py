@@ -22,7 +22,8 @@ from pyroute2.netlink.exceptions import NetlinkError
 from labs.cluster import linux
 from labs.cluster.options import AddressPlan, without_prefix
 from labs.cluster.podspec import PATH
-from labs.cluster.runtime import ContainerSpec, Runtime, Started
+from labs.cluster.runtime.client import Runtime, Started
+from labs.cluster.runtime.container import ContainerSpec
 from labs.cluster.uplink import Uplink
 
 NAME = "client-host"

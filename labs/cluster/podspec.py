@@ -16,7 +16,7 @@ from labs.cluster.images import find
 from labs.cluster.options import ClusterOptions, without_prefix
 from labs.cluster.podenv import Sources
 from labs.cluster.resources import Object
-from labs.cluster.runtime import ContainerSpec
+from labs.cluster.runtime.container import ContainerSpec
 
 DOMAIN = "cluster.local"
 DNS_IP = "10.96.0.10"

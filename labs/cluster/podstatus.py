@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from labs.cluster.network import Attachment
 from labs.cluster.resources import Object
-from labs.cluster.runtime import Started
+from labs.cluster.runtime.client import Started
 from labs.cluster.store import now
 
 

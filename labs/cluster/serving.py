@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable
 from typing import cast
 
-from labs.cluster.runtime import Container
+from labs.cluster.runtime.container import Container
 
 BACKLOG = 4096
 LOG_BYTES = 10 * 1024 * 1024  # containerLogMaxSize of the kubelet

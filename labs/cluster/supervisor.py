@@ -51,10 +51,11 @@ def run(
         with mortal.undisturbed():
             _enter_own_namespaces()
             mortal.has_own_run = True
-        from labs.cluster import images, runtime, world  # takes longest of all, so the guardian is watched before
+        from labs.cluster import images, world  # takes longest of all, so the guardian is watched before
+        from labs.cluster.runtime.service import fork_runtime
 
         images.preload()
-        machine = runtime.fork_runtime("k8snet-machine")
+        machine = fork_runtime("k8snet-machine")
         os.set_inheritable(lock, False)
         linux.set_process_name("k8snet-lab")
         linux.set_command_line(f"k8snet-lab supervisor of {options.name}")

@@ -55,7 +55,8 @@ from labs.cluster.resources import (
     all_resources,
     key_of,
 )
-from labs.cluster.runtime import ContainerSpec, Runtime, Started
+from labs.cluster.runtime.client import Runtime, Started
+from labs.cluster.runtime.container import ContainerSpec
 from labs.cluster.store import Change, Store
 from labs.cluster.uplink import Uplink
 from labs.cluster.uplink import keep as keep_uplink

@@ -15,7 +15,7 @@ import importlib
 from dataclasses import dataclass
 from functools import cached_property
 
-from labs.cluster.runtime import Container, Program
+from labs.cluster.runtime.container import Container, Program
 from tracer.errors import K8snetError
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 
-from labs.cluster.runtime import Container
+from labs.cluster.runtime.container import Container
 from labs.cluster.serving import leave_no_zombies
 
 

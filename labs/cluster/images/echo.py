@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 
-from labs.cluster.runtime import Container
+from labs.cluster.runtime.container import Container
 from labs.cluster.serving import BACKLOG, Datagrams, leave_no_zombies, ports_of, serve_datagrams, wait_for_signal
 
 DEFAULT_PORT = 7  # RFC 862

@@ -12,7 +12,7 @@ import json
 
 from aiohttp import web
 
-from labs.cluster.runtime import Container
+from labs.cluster.runtime.container import Container
 from labs.cluster.serving import BACKLOG, leave_no_zombies, ports_of, say, wait_for_signal
 
 

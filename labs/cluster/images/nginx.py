@@ -10,7 +10,7 @@ import json
 import os
 from pathlib import Path
 
-from labs.cluster.runtime import Container
+from labs.cluster.runtime.container import Container
 from labs.cluster.serving import ports_of
 
 CONFIGURATION = """\

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket
 
-from labs.cluster.runtime import EXTRA_FD, Container, serve
+from labs.cluster.runtime.container import EXTRA_FD, Container
+from labs.cluster.runtime.service import serve
 
 
 def main(container: Container) -> None:

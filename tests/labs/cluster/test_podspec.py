@@ -11,7 +11,7 @@ from labs.cluster.images import UnknownImage, find
 from labs.cluster.options import AddressPlan, ClusterOptions
 from labs.cluster.podenv import MissingConfig, Sources
 from labs.cluster.podspec import NodeFacts, container_spec, hosts_file, pod_cgroup, resolv_conf
-from labs.cluster.runtime import ContainerSpec
+from labs.cluster.runtime.container import ContainerSpec
 
 NODE = NodeFacts("node2", ("172.18.0.3",), "/cg/node2", ClusterOptions())
 

@@ -1,0 +1,143 @@
+"""The client's end of a container runtime, for the kubelet's event loop.
+
+Stands for kubelet's client of the Container Runtime Interface. What does not belong here: what the runtime does
+(`labs.cluster.runtime.service`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import signal
+import socket
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from labs.cluster.runtime.container import ContainerSpec
+from labs.cluster.runtime.messages import receive, send
+from tracer.errors import K8snetError
+
+
+class ContainerError(K8snetError):
+    """The runtime could not do what it was asked."""
+
+
+@dataclass(slots=True)
+class Started:
+    """A running container. `pid` is that of its first process, in the pid namespace of the caller; `pidfd` refers to
+    it.
+
+    `ended` will hold its exit status, 128 + N for signal N; await it through asyncio.shield.
+    """
+
+    pid: int
+    pidfd: int
+    ended: asyncio.Future[int]
+
+
+class Runtime:
+    """The client's end of a runtime. All methods belong to the event loop that `attach` was called in."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self._socket = connection
+        self._numbers = itertools.count()
+        self._answers: dict[int, asyncio.Future[tuple[dict[str, Any], list[int]]]] = {}
+        self._exits: dict[str, asyncio.Future[int]] = {}
+        self.gone = False
+
+    def attach(self) -> None:
+        """Listen for answers in the running event loop."""
+        asyncio.get_running_loop().add_reader(self._socket, self._receive)
+
+    async def make_sandbox(self, name: str) -> int:
+        """Make a network namespace called `name` (in /run/netns); gives a descriptor for it."""
+        _, fds = await self._ask({"op": "sandbox", "name": name})
+        return fds[0]
+
+    async def remove_sandbox(self, name: str) -> None:
+        """Let go of the network namespace called `name`."""
+        await self._ask({"op": "remove-sandbox", "name": name})
+
+    async def start(
+        self, spec: ContainerSpec, notify: int, log: int, netns: int | None = None, extra: Sequence[int] = ()
+    ) -> Started:
+        """Start a container; `notify` and `log`: descriptors for its messages and output. The caller closes its own."""
+        spec.netns = netns is not None
+        fds = [notify, log, *([] if netns is None else [netns]), *extra]
+        ended = self._exits[spec.id] = asyncio.get_running_loop().create_future()
+        try:
+            _, answered = await self._ask({"op": "start", "spec": asdict(spec)}, fds)
+        except BaseException:
+            self._exits.pop(spec.id, None)
+            raise
+        return Started(_pid_of(answered[0]), answered[0], ended)
+
+    async def _ask(self, request: dict[str, Any], fds: Sequence[int] = ()) -> tuple[dict[str, Any], list[int]]:
+        if self.gone:
+            raise ContainerError("the node's container runtime is gone")
+        number = next(self._numbers)
+        answer = self._answers[number] = asyncio.get_running_loop().create_future()
+        try:
+            await self._send({"number": number, **request}, fds)
+            message, received = await answer
+            return message, received
+        finally:
+            del self._answers[number]
+
+    async def _send(self, message: dict[str, Any], fds: Sequence[int]) -> None:
+        while True:
+            try:
+                send(self._socket, message, fds)
+                return
+            except BlockingIOError:
+                await asyncio.sleep(0.002)
+
+    def _receive(self) -> None:
+        while True:
+            try:
+                message, fds = receive(self._socket)
+            except BlockingIOError:
+                return
+            except OSError:
+                message, fds = None, []
+            if message is None:
+                self._lost()
+                return
+            if "exited" in message:
+                future = self._exits.pop(message["exited"], None)
+                if future is not None:
+                    future.set_result(message["status"])
+                continue
+            answer = self._answers.get(message["number"])
+            if answer is None or answer.done():
+                for fd in fds:
+                    os.close(fd)
+            elif "error" in message:
+                answer.set_exception(ContainerError(message["error"]))
+            else:
+                answer.set_result((message, fds))
+
+    def _lost(self) -> None:
+        """The runtime process ended: all its containers have ended with it."""
+        self.gone = True
+        asyncio.get_running_loop().remove_reader(self._socket)
+        self._socket.close()
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_exception(ContainerError("the node's container runtime is gone"))
+        for future in self._exits.values():
+            future.set_result(128 + signal.SIGKILL)
+        self._exits.clear()
+
+
+def _pid_of(pidfd: int) -> int:
+    """The process id that a pidfd refers to, in the pid namespace that /proc was mounted in."""
+    for line in Path(f"/proc/self/fdinfo/{pidfd}").read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key == "Pid":
+            return int(value)
+    raise ContainerError("the kernel does not tell the process id of a pidfd")

@@ -1,0 +1,123 @@
+"""The runtime process: makes sandboxes, starts containers, waits for them and tells of their ends.
+
+Stands for containerd and its CRI plugin. What does not belong here: what becomes of a fork
+(`labs.cluster.runtime.process`).
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import socket
+import traceback
+from pathlib import Path
+
+from labs.cluster import linux
+from labs.cluster.runtime.client import Runtime
+from labs.cluster.runtime.container import EXTRA_FD, ContainerSpec
+from labs.cluster.runtime.messages import receive, send
+from labs.cluster.runtime.process import reset_signals, start
+
+
+def fork_runtime(name: str) -> Runtime:
+    """Fork a runtime that lives in the caller's namespaces. The caller has a single thread and no event loop."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if os.fork() == 0:
+        status = 1
+        try:
+            os.dup2(theirs.fileno(), EXTRA_FD)
+            os.closerange(3, EXTRA_FD)
+            os.closerange(EXTRA_FD + 1, 1 << 16)
+            reset_signals()
+            linux.set_process_name(name)
+            linux.set_command_line(name)
+            linux.become_subreaper()
+            serve(socket.socket(fileno=EXTRA_FD))
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    theirs.close()
+    return Runtime(ours)
+
+
+def serve(connection: socket.socket) -> None:
+    """Do what the client asks, until it is gone. The caller has no event loop and no threads, and reaps its orphans."""
+    wakeup_reader, wakeup_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wakeup_writer, warn_on_full_buffer=False)
+    names: dict[int, str] = {}  # process id -> container id
+    with selectors.DefaultSelector() as selector:
+        selector.register(connection, selectors.EVENT_READ)
+        selector.register(wakeup_reader, selectors.EVENT_READ)
+        while True:
+            for key, _ in selector.select():
+                if key.fd == wakeup_reader:
+                    os.read(wakeup_reader, 4096)
+                    _report_exits(connection, names)
+                elif not _answer(connection, names):
+                    return
+
+
+def _report_exits(connection: socket.socket, names: dict[int, str]) -> None:
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        if pid in names:
+            code = os.waitstatus_to_exitcode(status)
+            send(connection, {"exited": names.pop(pid), "status": code if code >= 0 else 128 - code})
+
+
+def _answer(connection: socket.socket, names: dict[int, str]) -> bool:
+    """Receive and carry out one request; False when the client is gone."""
+    message, fds = receive(connection)
+    if message is None:
+        return False
+    result: list[int] = []
+    try:
+        match message["op"]:
+            case "sandbox":
+                result = [_make_sandbox(message["name"])]
+            case "remove-sandbox":
+                _remove_sandbox(message["name"])
+            case "start":
+                spec = ContainerSpec(**message["spec"])
+                pid = start(spec, fds)
+                names[pid] = spec.id
+                result = [os.pidfd_open(pid)]
+        send(connection, {"number": message["number"]}, result)
+    except Exception as error:
+        send(connection, {"number": message["number"], "error": str(error)})
+    finally:
+        for fd in (*fds, *result):
+            os.close(fd)
+    return True
+
+
+def _make_sandbox(name: str) -> int:
+    path = Path("/run/netns", name)
+    path.parent.mkdir(exist_ok=True)
+    home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        linux.unshare(linux.CLONE_NEWNET)
+        try:
+            path.touch()
+            linux.mount("/proc/self/ns/net", str(path), flags=linux.MS_BIND)
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            linux.setns(home, linux.CLONE_NEWNET)
+    finally:
+        os.close(home)
+
+
+def _remove_sandbox(name: str) -> None:
+    path = Path("/run/netns", name)
+    if path.exists():
+        linux.unmount(str(path), linux.MNT_DETACH)
+        path.unlink()
