@@ -22,9 +22,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from labs.cluster.kubeproxy import Proxier, backend
+from labs.cluster.kubeproxy import Proxier
 from labs.cluster.proxy.node import LocalNode
 from labs.cluster.proxy.settings import Settings
+from labs.cluster.proxymodes import backend
 from tests.labs.lab import Lab, Trace
 from tests.tracer.networks import namespaces
 from tracer.netns import run_in

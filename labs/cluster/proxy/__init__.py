@@ -11,11 +11,14 @@ Stands for the program `kube-proxy` v1.30.5 (kubernetes/kubernetes, pkg/proxy). 
                    (pkg/proxy/endpointslicecache.go, topology.go)
     iptables.py    both -> input for iptables-restore (pkg/proxy/iptables/proxier.go)
     nftables.py    both -> input for nft (pkg/proxy/nftables/proxier.go)
-    changes.py     which Service ports differ from last time (servicechangetracker.go, endpointschangetracker.go)
+    iptables_tables.py, nftables_tables.py
+                   the part of that which all Services share: chains, jumps, sets and maps
+    changes.py     which Service ports differ from last time (servicechangetracker.go, endpointschangetracker.go);
+                   `Wanted`, which every mode works from
     iptables_sync.py, nftables_sync.py
-                   what of the rules has to be written for that
+                   what of the rules has to be written for that: a `Planner` for each mode
     conntrack.py   which entries of UDP have to go (pkg/proxy/conntrack/cleanup.go)
 
-Nothing here touches a kernel, files, or a clock. Who watches the API, loads the rules, and clears conntrack entries
-belongs elsewhere (labs/cluster/kubeproxy.py).
+Nothing here touches a kernel, files, or a clock. Who watches the API belongs to labs/cluster/kubeproxy.py, who loads
+rules and clears conntrack entries to labs/cluster/proxymodes.py.
 """

@@ -10,12 +10,13 @@ What belongs here: which Service ports differ. What does not: what a port means 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from labs.cluster.proxy.endpoints import SERVICE_NAME_LABEL, Endpoint, endpoints_by_port
 from labs.cluster.proxy.services import PortKey, ServicePort, ports_of
+from labs.cluster.proxy.settings import Settings
 
 Key = tuple[str, str]  # namespace, name
 Items = Mapping[Key, Mapping[str, Any]]
@@ -27,6 +28,20 @@ class Before:
 
     port: ServicePort | None
     endpoints: tuple[Endpoint, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a node should do for Services from now on: what each proxy mode gets, and makes its rules or maps from.
+
+    `endpoints` are found under the keys of `ports`, and may have entries for Services that are not there. `before`
+    holds every Service port in which both differ from what was wanted last time, as it was then.
+    """
+
+    before: Mapping[PortKey, Before]
+    ports: Mapping[PortKey, ServicePort]
+    endpoints: Mapping[PortKey, Sequence[Endpoint]]
+    settings: Settings
 
 
 @dataclass(slots=True)

@@ -13,12 +13,13 @@ What belongs here: which lines have to be written. What does not: what the lines
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from labs.cluster.proxy.endpoints import Endpoint
-from labs.cluster.proxy.iptables import ServiceRules, Sync, compose, has_comments, service_rules
-from labs.cluster.proxy.services import PortKey, ServicePort
+from labs.cluster.proxy.changes import Wanted
+from labs.cluster.proxy.iptables import has_comments, service_rules
+from labs.cluster.proxy.iptables_tables import ServiceRules, Sync, compose
+from labs.cluster.proxy.services import PortKey
 from labs.cluster.proxy.settings import Settings
 
 
@@ -28,37 +29,31 @@ class Planner:
 
     _rules: dict[PortKey, ServiceRules] = field(default_factory=dict)
     _about: tuple[Settings, bool] | None = None  # what `_rules` were made for; None: the kernel may hold anything
+    _left: set[str] = field(default_factory=set)
 
-    def forget(self) -> None:
-        """The next plan writes all there is."""
-        self._about = None
+    def forget(self, chains: Iterable[str] = ()) -> None:
+        """The next plan writes all there is. `chains`: those of Services and endpoints that the kernel holds."""
+        self._rules, self._about, self._left = {}, None, set(chains)
 
-    def plan(
-        self,
-        changed: Container[PortKey],
-        ports: Mapping[PortKey, ServicePort],
-        endpoints: Mapping[PortKey, Sequence[Endpoint]],
-        settings: Settings,
-    ) -> Sync:
-        """Give what to write so that the kernel has the rules of `ports`, and no chain that others had before.
-
-        `ports` and `endpoints` differ from last time's in `changed` only.
-        """
-        comments = has_comments(ports, endpoints)
+    def plan(self, wanted: Wanted) -> Sync:
+        """Give what to write so that the kernel has the rules of `wanted`, and no chain that others had before."""
+        settings, endpoints = wanted.settings, wanted.endpoints
+        comments = has_comments(wanted.ports, endpoints)
         anew = self._about != (settings, comments)
         old, now, written = self._rules, dict[PortKey, ServiceRules](), list[ServiceRules]()
-        for key, port in ports.items():
-            known = None if anew or key in changed else old.get(key)
+        for key, port in wanted.ports.items():
+            known = None if anew or key in wanted.before else old.get(key)
             now[key] = known or service_rules(port, endpoints.get(key, ()), settings, comments=comments)
             written.append(ServiceRules(known.filter, known.entry) if known else now[key])
         self._rules, self._about = now, (settings, comments)
         shared = anew or _shared(old.values()) != _shared(now.values())
         sync = compose(written, settings) if shared else _own(written)
         replaced = {chain for key, rules in old.items() if now.get(key) is not rules for chain in rules.chains}
-        return without(sync, replaced.difference(sync.nat_chains))
+        gone, self._left = (replaced | self._left).difference(sync.nat_chains), set()
+        return _without(sync, gone)
 
 
-def without(sync: Sync, chains: Iterable[str]) -> Sync:
+def _without(sync: Sync, chains: Iterable[str]) -> Sync:
     """Give `sync` with `chains` of the nat table removed: declaring them first empties them."""
     names = sorted(chains)
     removal = [f"-X {name}" for name in names]

@@ -11,12 +11,13 @@ What belongs here: which commands lead from before to now. What does not: what r
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from labs.cluster.proxy.endpoints import Endpoint
-from labs.cluster.proxy.nftables import Element, ServiceRules, add_element, add_set, service_rules, setup, table_name
-from labs.cluster.proxy.services import PortKey, ServicePort
+from labs.cluster.proxy.changes import Wanted
+from labs.cluster.proxy.nftables import service_rules
+from labs.cluster.proxy.nftables_tables import Element, ServiceRules, add_element, declarations, setup, table_name
+from labs.cluster.proxy.services import PortKey
 from labs.cluster.proxy.settings import Settings
 
 ElementKey = tuple[str, str]  # container, key
@@ -37,22 +38,14 @@ class Planner:
         self._rules, self._elements, self._settings = {}, {}, None
         self._chains, self._sets = set(chains), set(sets)
 
-    def plan(
-        self,
-        changed: Container[PortKey],
-        ports: Mapping[PortKey, ServicePort],
-        endpoints: Mapping[PortKey, Sequence[Endpoint]],
-        settings: Settings,
-    ) -> str:
-        """Give the script after which the kernel has the rules of `ports`, and none of Services that had some before.
-
-        `ports` and `endpoints` differ from last time's in `changed` only.
-        """
+    def plan(self, wanted: Wanted) -> str:
+        """Give the script after which the kernel has the rules of `wanted`, and no others in chains of Services."""
+        settings = wanted.settings
         anew = self._settings != settings
         now, written = dict[PortKey, ServiceRules](), list[ServiceRules]()
-        for key, port in ports.items():
-            known = None if anew or key in changed else self._rules.get(key)
-            now[key] = known or service_rules(port, endpoints.get(key, ()), settings)
+        for key, port in wanted.ports.items():
+            known = None if anew or key in wanted.before else self._rules.get(key)
+            now[key] = known or service_rules(port, wanted.endpoints.get(key, ()), settings)
             if not known:
                 written.append(now[key])
         lines = list(self._commands(now, written, settings, anew))
@@ -69,7 +62,8 @@ class Planner:
         if anew:
             yield from setup(settings)  # which empties the shared sets and maps
             self._elements = {}
-        yield from _declarations(table, written, settings)
+        for rules in written:
+            yield from declarations(rules, settings)
         for place in self._elements.keys() - {
             place for place in elements if elements[place] == self._elements.get(place)
         }:
@@ -87,15 +81,6 @@ def _elements(services: Iterable[ServiceRules]) -> dict[ElementKey, Element]:
         for one in rules.elements:
             found.setdefault((one.container, one.key), one)
     return found
-
-
-def _declarations(table: str, written: Iterable[ServiceRules], settings: Settings) -> Iterator[str]:
-    for rules in written:
-        for chain in rules.chains:
-            yield f"add chain {table} {chain}"
-            yield f"flush chain {table} {chain}"
-        for name, seconds in rules.affinity_sets.items():
-            yield add_set(table, name, seconds, settings)
 
 
 def _removals(table: str, chains: Sequence[str], sets: Sequence[str]) -> Iterator[str]:

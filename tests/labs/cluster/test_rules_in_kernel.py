@@ -10,10 +10,11 @@ from typing import Any, TypeVar
 import pytest
 
 from labs.cluster.kindnet import ensure_masquerading, routes_to
-from labs.cluster.kubeproxy import Proxier, backend
+from labs.cluster.kubeproxy import Proxier
 from labs.cluster.netfilter import Iptables, jumps_in_front
 from labs.cluster.proxy.node import LocalNode
 from labs.cluster.proxy.settings import Settings
+from labs.cluster.proxymodes import backend
 from tests.labs.proxy.kube_objects import endpoint, endpoint_slice, service
 from tracer.errors import K8snetError
 from tracer.netns import run_in

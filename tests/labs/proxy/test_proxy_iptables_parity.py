@@ -8,9 +8,11 @@ from itertools import pairwise
 import pytest
 
 from labs.cluster.proxy.endpoints import endpoints_by_port
-from labs.cluster.proxy.iptables import Settings, full_sync, render, whole_tables
+from labs.cluster.proxy.iptables import full_sync, render
+from labs.cluster.proxy.iptables_tables import whole_tables
 from labs.cluster.proxy.node import local_node
 from labs.cluster.proxy.services import service_ports
+from labs.cluster.proxy.settings import Settings
 from tests.labs.proxy.kube_objects import CLUSTER_CIDRS, FIXTURE, fixture_objects
 from tests.labs.proxy.rule_sets import SHARED, Chains, by_service, chains_of, load_and_save, service_of
 

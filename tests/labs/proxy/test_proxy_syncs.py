@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from labs.cluster.kubeproxy import Proxier, backend
+from labs.cluster.kubeproxy import Proxier
 from labs.cluster.proxy.addresses import networks_of_family
 from labs.cluster.proxy.iptables import chain_hash
 from labs.cluster.proxy.node import local_node
 from labs.cluster.proxy.settings import Settings
+from labs.cluster.proxymodes import backend
 from tests.labs.proxy.kube_objects import CLUSTER_CIDRS, fixture_objects
 from tracer.errors import K8snetError
 from tracer.netns import run_in
