@@ -2,7 +2,8 @@
 
 Stands for client-go's informers and work queues. A controller here is level-triggered in the plainest way: a change of
 any watched kind calls `reconcile`, which compares what should be with what is and writes the difference; changes that
-come while it runs are one more run. Left out: a work queue by object, which only pays with many thousands of objects.
+come while it runs are one more run; for what is only a matter of time, `reconcile` says when it wants to be called.
+Left out: a work queue by object, which only pays with many thousands of objects.
 """
 
 from __future__ import annotations
@@ -23,23 +24,26 @@ log = logging.getLogger(__name__)
 async def run_controller(
     store: Store,
     resources: Iterable[Resource],
-    reconcile: Callable[[], None],
+    reconcile: Callable[[], float | None],
     concerns: Callable[[Change], bool] = lambda _: True,
 ) -> None:
     """Call `reconcile` now, and again after each change of one of `resources` that it `concerns`, for ever.
 
-    A write that lost a race (Conflict, NotFound, AlreadyExists) is no error: the change that won calls for another run.
+    What `reconcile` gives is the seconds after which it wants to be called without a change; None: not at all. A write
+    that lost a race (Conflict, NotFound, AlreadyExists) is no error: the change that won calls for another run.
     """
     changed = asyncio.Event()
     changed.set()
     async with asyncio.TaskGroup() as group:
         for resource in resources:
             group.create_task(_raise_flag(store, resource, changed, concerns))
+        seconds: float | None = None
         while True:
-            await changed.wait()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), seconds)
             changed.clear()
             try:
-                reconcile()
+                seconds = reconcile()
             except (Conflict, NotFound, AlreadyExists) as error:
                 log.info("%s: %s, once more", reconcile.__qualname__, error)
                 changed.set()

@@ -85,12 +85,14 @@ def _container(container: Object) -> None:
     tag = image.rpartition("/")[2].partition("@")[0].partition(":")[2]
     floating = "@" not in image and tag in ("", "latest")
     container.setdefault("imagePullPolicy", "Always" if floating else "IfNotPresent")
-    container.setdefault("resources", {})
+    resources = container.setdefault("resources", {})
+    for kind in resources.keys() & {"limits", "requests"}:
+        resources[kind] = {name: str(amount) for name, amount in (resources[kind] or {}).items()}
     container.setdefault("terminationMessagePath", "/dev/termination-log")
     container.setdefault("terminationMessagePolicy", "File")
-    limits = container["resources"].get("limits")
+    limits = resources.get("limits")
     if limits:
-        requests = container["resources"].setdefault("requests", {})
+        requests = resources.setdefault("requests", {})
         for name, amount in limits.items():
             requests.setdefault(name, amount)
     for port in container.get("ports") or ():

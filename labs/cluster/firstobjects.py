@@ -7,10 +7,10 @@ Stands for what a kubelet writes when it registers (pkg/kubelet/nodestatus), for
 
 from __future__ import annotations
 
-import platform
+import os
 
 from labs.cluster import endpointslices, schema
-from labs.cluster.api.discovery import GIT_VERSION
+from labs.cluster.api.discovery import GIT_VERSION, architecture
 from labs.cluster.podspec import API_PORT, NodeFacts
 from labs.cluster.resources import Object, by_kind
 from labs.cluster.store import now
@@ -28,9 +28,10 @@ CONTROL_PLANE = {
 def node(number: int, facts: NodeFacts) -> Object:
     """The Node of the cluster's node `number`, counted from 1, which is the control plane."""
     cidrs = facts.options.plan.pod_cidrs(number)
-    labels = {"kubernetes.io/hostname": facts.name, "kubernetes.io/os": "linux"}
+    labels = {"kubernetes.io/hostname": facts.name, "kubernetes.io/os": "linux", "kubernetes.io/arch": architecture()}
     if number == 1:
         labels["node-role.kubernetes.io/control-plane"] = ""
+    capacity = _capacity()
     return {
         "apiVersion": "v1",
         "kind": "Node",
@@ -45,17 +46,31 @@ def node(number: int, facts: NodeFacts) -> Object:
                 *({"type": "InternalIP", "address": address} for address in facts.addresses),
                 {"type": "Hostname", "address": facts.name},
             ],
+            "capacity": capacity,
+            "allocatable": capacity,
             "conditions": [node_condition(ready=True)],
             "nodeInfo": {
                 "kubeletVersion": GIT_VERSION,
                 "kubeProxyVersion": GIT_VERSION,
-                "kernelVersion": platform.release(),
+                "kernelVersion": os.uname().release,
                 "osImage": "k8snet",
                 "operatingSystem": "linux",
-                "architecture": platform.machine(),
+                "architecture": architecture(),
                 "containerRuntimeVersion": "k8snet://1",
             },
         },
+    }
+
+
+def _capacity() -> Object:
+    """What a node has: all of the machine, on each node, as on kind. 110 pods are kubelet's limit (--max-pods)."""
+    pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    disk = os.statvfs("/")
+    return {
+        "cpu": str(os.cpu_count() or 1),
+        "ephemeral-storage": f"{disk.f_blocks * disk.f_frsize // 1024}Ki",
+        "memory": f"{pages * size // 1024}Ki",
+        "pods": "110",
     }
 
 
@@ -98,6 +113,7 @@ def _mirror_pod(component: str, image: str, facts: NodeFacts) -> Object:
             "nodeName": facts.name,
             "hostNetwork": True,
             "priorityClassName": "system-node-critical",
+            "tolerations": [{"effect": "NoExecute", "operator": "Exists"}],
             "containers": [{"name": component, "image": image}],
         },
     }

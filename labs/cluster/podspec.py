@@ -68,13 +68,15 @@ def container_spec(
     cgroup = pod_cgroup(node.cgroup, pod)
     identifier = os.urandom(32).hex()
     env = environment(pod, container, node, addresses, hostname, sources)
-    command = container.get("command")
+    command, args = container.get("command"), container.get("args") or ()
+    if command is None and args and not image.entrypoint:
+        command, args = args, ()
     return ContainerSpec(
         id=identifier,
         name=container["name"],
         image=container["image"],
         command=None if command is None else [podenv.expand(word, env) for word in command],
-        args=[podenv.expand(word, env) for word in container.get("args") or ()],
+        args=[podenv.expand(word, env) for word in args],
         env=env,
         hostname=hostname,
         cgroup=None if cgroup is None else f"{cgroup}/{identifier}",

@@ -1,57 +1,77 @@
 """Which node a new pod goes to.
 
-Stands for kube-scheduler with two of its plugins: NodeAffinity (nodeSelector only) and PodTopologySpread, which spreads
-the pods of one owner. Left out: resources, taints and tolerations (pods run on the control plane's node too), affinity,
-preemption.
+Stands for kube-scheduler: its queue (by priority), its filters (`labs.cluster.nodefit`) and, in place of its scores, an
+order of the same intent: nodes without taints that the pod would rather avoid, then those that its preferences name,
+then those with the fewest pods of the same owner, then the emptiest. Left out: preemption (a pod that does not fit
+waits, whatever its priority), profiles, and the taint that keeps pods away from a control plane: they run there too.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from labs.cluster.events import Recorder
+from labs.cluster.nodefit import NodeState, Refusal, matches_node_terms, refusal
 from labs.cluster.resources import NODES, PODS, Object, controller_of, is_active, key_of
 from labs.cluster.store import Store, now
+from labs.cluster.taints import PREFER_NO_SCHEDULE, untolerated
 
 WATCHED = (PODS, NODES)
+NAME = "default-scheduler"
 
 
 def reconciler(store: Store) -> Callable[[], None]:
     """The function that gives every pod that has none a node, if one fits."""
 
-    events = Recorder(store, "default-scheduler")
-    unplaced: set[str] = set()
+    events = Recorder(store, NAME)
 
     def reconcile() -> None:
         pods = store.list(PODS)
-        nodes = store.list(NODES)
-        pending = [pod for pod in pods if not pod["spec"].get("nodeName") and is_active(pod)]
-        if not pending or not nodes:
+        pending = [
+            pod
+            for pod in pods
+            if not pod["spec"].get("nodeName") and is_active(pod) and pod["spec"].get("schedulerName", NAME) == NAME
+        ]
+        if not pending:
             return
-        load = Counter(pod["spec"].get("nodeName") for pod in pods if not pod["spec"].get("hostNetwork"))
-        siblings = Counter((controller_of(pod), pod["spec"].get("nodeName")) for pod in pods)
-        for pod in pending:
-            fitting = [node["metadata"]["name"] for node in nodes if _fits(pod, node)]
-            if not fitting:
-                if pod["metadata"]["uid"] not in unplaced:
-                    unplaced.add(pod["metadata"]["uid"])
-                    _report_unschedulable(store, events, pod, len(nodes))
-                continue
-            owner = controller_of(pod)
-            chosen = min(fitting, key=lambda name: (owner and siblings[owner, name], load[name], name))
-            load[chosen] += 1
-            siblings[owner, chosen] += 1
-            bound = _bind(store, pod, chosen)
-            name = "/".join(key_of(pod))
-            events.normal(bound, "Scheduled", f"Successfully assigned {name} to {chosen}")
+        nodes = {node["metadata"]["name"]: NodeState(node) for node in store.list(NODES)}
+        for pod in pods:
+            node = nodes.get(pod["spec"].get("nodeName", ""))
+            if node is not None and (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed"):
+                node.add(pod)
+        for pod in sorted(pending, key=lambda pod: -pod["spec"].get("priority", 0)):
+            _place(store, events, pod, list(nodes.values()))
 
     return reconcile
 
 
-def _fits(pod: Object, node: Object) -> bool:
-    selector = pod["spec"].get("nodeSelector") or {}
-    return bool(selector.items() <= (node["metadata"].get("labels") or {}).items())
+def _place(store: Store, events: Recorder, pod: Object, nodes: list[NodeState]) -> None:
+    refusals = {node.name: refusal(pod, node, nodes) for node in nodes}
+    fitting = [node for node in nodes if refusals[node.name] is None]
+    if not fitting:
+        _report_unschedulable(store, events, pod, words([entry for entry in refusals.values() if entry is not None]))
+        return
+    chosen = min(fitting, key=lambda node: _rank(pod, node))
+    chosen.add(pod)
+    bound = _bind(store, pod, chosen.name)
+    events.normal(bound, "Scheduled", f"Successfully assigned {'/'.join(key_of(pod))} to {chosen.name}")
+
+
+def _rank(pod: Object, node: NodeState) -> tuple[bool, int, int, int, str]:
+    """What makes a node worse than another."""
+    owner = controller_of(pod)
+    siblings = sum(1 for one in node.pods if owner is not None and controller_of(one) == owner)
+    load = sum(1 for one in node.pods if not one["spec"].get("hostNetwork"))
+    avoided = untolerated(node.item, pod["spec"].get("tolerations") or (), (PREFER_NO_SCHEDULE,)) is not None
+    return avoided, -_preference(pod, node), siblings, load, node.name
+
+
+def _preference(pod: Object, node: NodeState) -> int:
+    """How much the pod's node affinity prefers a node."""
+    affinity = (pod["spec"].get("affinity") or {}).get("nodeAffinity") or {}
+    preferred = affinity.get("preferredDuringSchedulingIgnoredDuringExecution") or ()
+    return sum(entry["weight"] for entry in preferred if matches_node_terms(node, [entry["preference"]]))
 
 
 def _bind(store: Store, pod: Object, node: str) -> Object:
@@ -61,16 +81,36 @@ def _bind(store: Store, pod: Object, node: str) -> Object:
     return store.update(PODS, {**current, "spec": {**current["spec"], "nodeName": node}, "status": status})
 
 
-def _report_unschedulable(store: Store, events: Recorder, pod: Object, nodes: int) -> None:
-    message = (
-        f"0/{nodes} nodes are available: {nodes} node(s) didn't match Pod's node affinity/selector. "
-        f"preemption: 0/{nodes} nodes are available: {nodes} Preemption is not helpful for scheduling."
+def words(refusals: Sequence[Refusal]) -> str:
+    """Why no node takes a pod (FitError.Error), and what preemption makes of it."""
+    none = f"0/{len(refusals)} nodes are available"
+    if not refusals:
+        return "no nodes available to schedule pods"
+    reasons = Counter(reason for entry in refusals for reason in entry.reasons)
+    victims = Counter(
+        "Preemption is not helpful for scheduling" if entry.final else "No preemption victims found for incoming pod"
+        for entry in refusals
     )
+    return f"{none}: {_counted(reasons)}. preemption: {none}: {_counted(victims)}."
+
+
+def _counted(reasons: Counter[str]) -> str:
+    return ", ".join(sorted(f"{count} {reason}" for reason, count in reasons.items()))
+
+
+def _report_unschedulable(store: Store, events: Recorder, pod: Object, message: str) -> None:
+    """Tell of a pod that no node takes, once for each reason."""
+    known = next(
+        (entry for entry in pod["status"].get("conditions") or () if entry["type"] == "PodScheduled"),
+        {"status": "", "message": "", "lastTransitionTime": now()},
+    )
+    if (known["status"], known.get("message")) == ("False", message):
+        return
     condition = {
         "type": "PodScheduled",
         "status": "False",
         "lastProbeTime": None,
-        "lastTransitionTime": now(),
+        "lastTransitionTime": known["lastTransitionTime"] if known["status"] == "False" else now(),
         "reason": "Unschedulable",
         "message": message,
     }

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from labs.cluster import quantities
 from labs.cluster.resources import Object, Resource
 
 WIDE = frozenset(
@@ -35,6 +36,7 @@ WIDE = frozenset(
 TEXT_MAPS = frozenset(
     {"labels", "annotations", "matchLabels", "nodeSelector", "selector", "data", "stringData", "binaryData", "options"}
 )
+QUANTITY_MAPS = frozenset({"limits", "requests", "capacity", "allocatable", "overhead"})
 # Lists that objects show also when they are empty (no omitempty).
 SHOWN_EMPTY = frozenset({"endpoints", "ports", "containers", "paths"})
 _GROUPS = {
@@ -123,6 +125,10 @@ def _unknown(value: Any, kind: str, path: str, plain: str, owner: str) -> Iterat
                 yield here
     elif not _fits(value, kind):
         raise _wrong(value, kind, plain, owner)
+    elif kind == "map" and plain.rpartition(".")[2] in QUANTITY_MAPS:
+        for entry in value.values():
+            if not _fits(entry, "quantity") or not quantities.is_quantity(entry):
+                raise WrongType(quantities.WRONG)
     elif kind == "map" and plain.rpartition(".")[2] in TEXT_MAPS:
         for entry in value.values():
             if entry is not None and not isinstance(entry, str):

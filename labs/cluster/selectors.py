@@ -1,6 +1,7 @@
 """Label and field selectors, as `kubectl get -l` and `--field-selector` write them.
 
-Stands for k8s.io/apimachinery/pkg/labels and pkg/fields. Left out: fields other than those in `FIELDS`, which the API
+Stands for k8s.io/apimachinery/pkg/labels and pkg/fields, and for the selectors inside objects (metav1.LabelSelector,
+the terms of a node selector). Left out: fields other than those in `FIELDS`, which the API
 server refuses in the same words as the real one.
 """
 
@@ -63,6 +64,34 @@ def _requirement(text: str) -> Callable[[dict[str, str]], bool]:
         key, present = match["key"], not match["absent"]
         return lambda labels: (key in labels) is present
     raise ValueError(f"unable to parse requirement: {text!r}")
+
+
+def matches_selector(selector: Object | None, labels: Object | None) -> bool:
+    """Whether labels satisfy a LabelSelector (LabelSelectorAsSelector): an empty one is for all, none for nobody."""
+    if selector is None:
+        return False
+    found = labels or {}
+    return (selector.get("matchLabels") or {}).items() <= found.items() and all(
+        satisfies(entry, found) for entry in selector.get("matchExpressions") or ()
+    )
+
+
+def satisfies(requirement: Object, labels: Object) -> bool:
+    """Whether labels satisfy one requirement: key, operator, values."""
+    value: str | None = labels.get(requirement["key"])
+    values: list[str] = requirement.get("values") or []
+    match requirement["operator"]:
+        case "In":
+            return value in values
+        case "NotIn":
+            return value not in values
+        case "Exists":
+            return value is not None
+        case "DoesNotExist":
+            return value is None
+        case "Gt" | "Lt" if value is not None and re.fullmatch(r"-?\d+", value) is not None:
+            return int(value) > int(values[0]) if requirement["operator"] == "Gt" else int(value) < int(values[0])
+    return False
 
 
 def field_selector(text: str, resource: Resource) -> Predicate:

@@ -32,6 +32,7 @@ from labs.cluster import (
     outside,
     rollouts,
     scheduler,
+    taints,
     vxlan,
     workloads,
 )
@@ -117,6 +118,7 @@ class World:
         await self._start_api(host_socket)
         self._create_objects()
         self._run("scheduler", scheduler.WATCHED, scheduler.reconciler(self.store))
+        self._run("taints", taints.WATCHED, taints.reconciler(self.store))
         self._run("deployments", rollouts.WATCHED, rollouts.reconciler(self.store, self.options.plan))
         self._run("workloads", workloads.WATCHED, workloads.reconciler(self.store, self.options.plan))
         self._run("endpointslices", endpointslices.WATCHED, self._reconcile_endpoints)
@@ -307,7 +309,7 @@ class World:
         self,
         name: str,
         watched: tuple[Any, ...],
-        reconcile: Callable[[], None],
+        reconcile: Callable[[], float | None],
         concerns: Callable[[Change], bool] = lambda _: True,
     ) -> None:
         self._keep(name, lambda: run_controller(self.store, watched, reconcile, concerns))

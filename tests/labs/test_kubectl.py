@@ -241,6 +241,49 @@ def test_a_pod_from_run_to_delete(kubectl: Kubectl) -> None:
     assert 'pods "probe" not found' in kubectl.fails("get", "pod", "probe")
 
 
+def test_a_pod_that_runs_a_command_to_its_end(kubectl: Kubectl) -> None:
+    kubectl("run", "job", "--image=client", "--restart=Never", "--", "sh", "-c", "echo done; exit 3")
+    assert wait_until(lambda: kubectl.rows("get", "pod", "job")[1][1:3] == ["0/1", "Error"])
+    assert kubectl("logs", "job") == "done\n"
+
+
+def test_cordon_drain_and_taint(kubectl: Kubectl) -> None:
+    def nodes(app: str) -> set[str]:
+        path = 'jsonpath={range .items[*]}{.spec.nodeName}{"\\n"}{end}'
+        return set(kubectl("get", "pods", "-l", f"app={app}", "-o", path).split())
+
+    apply(kubectl, DEPLOYMENT)
+    kubectl("rollout", "status", "deploy/web", "--timeout=30s")
+    assert nodes("web") == {"node1", "node2"}
+    assert kubectl("cordon", "node2") == "node/node2 cordoned\n"
+    assert kubectl.rows("get", "node", "node2")[1][1] == "Ready,SchedulingDisabled"
+    described = kubectl("describe", "node", "node2")
+    assert re.search(r"^Taints: +node.kubernetes.io/unschedulable:NoSchedule$", described, re.MULTILINE)
+    assert re.search(r"^Unschedulable: +true$", described, re.MULTILINE)
+    told = kubectl("drain", "node2", "--ignore-daemonsets", "--timeout=60s")
+    assert told.startswith("node/node2 already cordoned\n") and told.endswith("node/node2 drained\n")
+    kubectl("rollout", "status", "deploy/web", "--timeout=30s")
+    assert nodes("web") == {"node1"}
+    assert kubectl("uncordon", "node2") == "node/node2 uncordoned\n"
+    assert kubectl("taint", "nodes", "node2", "team=blue:NoSchedule") == "node/node2 tainted\n"
+    try:
+        kubectl(
+            "run", "there", "--image=client", '--overrides={"spec":{"nodeSelector":{"kubernetes.io/hostname":"node2"}}}'
+        )
+        assert wait_until(lambda: kubectl.rows("get", "pod", "there")[1][2] == "Pending")
+        (event,) = kubectl.rows("get", "events", "--field-selector", "involvedObject.name=there")[1:]
+        assert event[1:] == [
+            "Warning",
+            "FailedScheduling",
+            "pod/there",
+            "0/2 nodes are available: 1 node(s) didn't match Pod's node affinity/selector, 1 node(s) had untolerated "
+            "taint {team: blue}. preemption: 0/2 nodes are available: 2 Preemption is not helpful for scheduling.",
+        ]
+    finally:
+        assert kubectl("taint", "nodes", "node2", "team-") == "node/node2 untainted\n"
+    kubectl("wait", "--for=condition=Ready", "pod/there", "--timeout=30s")
+
+
 def test_an_unknown_image_is_told_of(kubectl: Kubectl) -> None:
     kubectl("run", "lost", "--image=example.org/nothing:1")
     assert wait_until(lambda: kubectl.rows("get", "pod", "lost")[1][1:3] == ["0/1", "ErrImagePull"])

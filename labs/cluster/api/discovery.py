@@ -28,7 +28,6 @@ _SUBRESOURCE_VERBS = {
 def version() -> dict[str, str]:
     """/version. `gitVersion` says which Kubernetes this stands for; `platform` tells that it is not the real one."""
     major, minor, _ = GIT_VERSION.removeprefix("v").split(".")
-    machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
     return {
         "major": major,
         "minor": minor,
@@ -38,8 +37,13 @@ def version() -> dict[str, str]:
         "buildDate": "1970-01-01T00:00:00Z",
         "goVersion": "none",
         "compiler": "none",
-        "platform": f"linux/{machine}",
+        "platform": f"linux/{architecture()}",
     }
+
+
+def architecture() -> str:
+    """The machine's architecture, as Go calls it."""
+    return {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
 
 
 def document(path: str, server: str) -> dict[str, Any] | None:

@@ -25,13 +25,16 @@ class UnknownImage(K8snetError):
 
 @dataclass(frozen=True)
 class Image:
-    """One image, whose program is `module`.`function`. `announces`: it tells when it serves."""
+    """One image, whose program is `module`.`function`. `announces`: it tells when it serves; `entrypoint`: a
+    container's `args` are arguments of the program. Where there is none they are a program of their own, as with
+    images that have a CMD only."""
 
     name: str
     summary: str
     module: str
     function: str = "main"
     announces: bool = True
+    entrypoint: bool = True
 
     @cached_property
     def _program(self) -> Program:
@@ -49,7 +52,7 @@ IMAGES = {
         Image("http-echo", "an HTTP server that tells its pod's name", "labs.cluster.images.http_echo"),
         Image("tcp-echo", "sends back what it gets over TCP", "labs.cluster.images.echo", "tcp"),
         Image("udp-echo", "sends back what it gets over UDP", "labs.cluster.images.echo", "udp"),
-        Image("client", "does nothing; has a shell, curl and dig", "labs.cluster.images.client"),
+        Image("client", "does nothing; has a shell, curl and dig", "labs.cluster.images.client", entrypoint=False),
         Image("nginx", "nginx, for load tests; tells its pod's name", "labs.cluster.images.nginx", announces=False),
         Image("coredns", "the cluster's DNS server", "labs.cluster.dns"),
         Image("kube-proxy", "writes the rules of Services", "labs.cluster.kubeproxy"),

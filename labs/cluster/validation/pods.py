@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from labs.cluster import names
+from labs.cluster import names, quantities
 from labs.cluster.fielderrors import (
     duplicate,
     forbidden,
@@ -89,9 +89,22 @@ def _container(container: Object, field: str, taken: set[str], volumes: set[str]
             yield missing(f"{here}.name", mount["name"])
         if not mount.get("mountPath"):
             yield required(f"{here}.mountPath")
+    yield from _resources(container.get("resources") or {}, f"{field}.resources")
     for kind in ("livenessProbe", "readinessProbe", "startupProbe"):
         if container.get(kind):
             yield from _probe(container[kind], f"{field}.{kind}")
+
+
+def _resources(resources: Object, field: str) -> Errors:
+    limits, requests = resources.get("limits") or {}, resources.get("requests") or {}
+    for kind, amounts in (("limits", limits), ("requests", requests)):
+        for name, amount in sorted(amounts.items()):
+            if quantities.parse(amount) < 0:
+                yield invalid(f"{field}.{kind}[{name}]", amount, "must be greater than or equal to 0")
+    for name in sorted(requests.keys() & limits.keys()):
+        if quantities.parse(requests[name]) > quantities.parse(limits[name]):
+            words = f"must be less than or equal to {name} limit of {limits[name]}"
+            yield invalid(f"{field}.requests", requests[name], words)
 
 
 def _container_ports(ports: list[Object], field: str) -> Errors:
