@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from labs.cluster.certificates import TokenIssuer
+from labs.cluster.containerio import ContainerIO
+from labs.cluster.containerlogs import ContainerLog, forget_pod, path_of
 from labs.cluster.deletion import let_go
 from labs.cluster.events import Recorder
 from labs.cluster.firstobjects import is_mirror, mirror_status
@@ -40,7 +42,6 @@ RESTART_BASE_SECONDS = 10.0  # MaxContainerBackOff and its base (pkg/kubelet/kub
 RESTART_MAX_SECONDS = 300.0
 RETRY_SECONDS = 1.0
 LAST_WORDS_SECONDS = 0.2
-LOG_ROOT = Path("/run/log/pods")
 
 T = TypeVar("T")
 
@@ -141,6 +142,7 @@ class Kubelet:
 
     def _remove(self, pod: Object) -> None:
         """Remove a pod that has ended from the API."""
+        forget_pod(pod)
         current = self._store.find(PODS, *key_of(pod))
         if current is None or current["metadata"]["uid"] != pod["metadata"]["uid"]:
             return
@@ -223,6 +225,7 @@ class Kubelet:
                 continue
             if policy == "Never" or (policy == "OnFailure" and status == 0):
                 return
+            container.last_state = container.state
             if asyncio.get_running_loop().time() - began > 2 * RESTART_MAX_SECONDS:
                 delay = RESTART_BASE_SECONDS
             if container.restarts > 0:  # the first restart is at once
@@ -260,13 +263,14 @@ class Kubelet:
         if spec.cgroup is not None:
             Path(spec.cgroup).mkdir(parents=True, exist_ok=True)
         reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        output = self._open_log(running.pod, container)
+        io = container.io = self._make_io(running.pod, entry, spec.id)
         begun: list[Started] = []
         try:
             os.set_blocking(writer, True)
-            await _to_the_end(self._runtime.start(spec, writer, output, running.netns), begun.append)
+            await _to_the_end(self._runtime.start(spec, writer, io.ends, running.netns), begun.append)
         except BaseException:
             os.close(reader)
+            io.abandon()
             for one in begun:  # the pod is to go: nobody else would know of this process
                 await self._end(one, 0)
                 os.close(one.pidfd)
@@ -274,8 +278,8 @@ class Kubelet:
             raise
         finally:
             os.close(writer)
-            os.close(output)
         (started,) = begun
+        io.begin()
         container.id, container.started, container.cgroup, container.env = spec.id, started, spec.cgroup, spec.env
         container.said.clear()
         began = now()
@@ -300,6 +304,7 @@ class Kubelet:
             probing.cancel()
             await asyncio.gather(listening, probing, return_exceptions=True)
             os.close(started.pidfd)
+            io.finish()
             container.started, container.ready, container.probed = None, False, False
             container.serving.clear()
             self._remove_cgroup(spec.cgroup)
@@ -311,7 +316,7 @@ class Kubelet:
         }
         if "error" in container.said:
             ended["message"] = container.said["error"]
-        container.state = container.last_state = {"terminated": {**ended, "containerID": f"k8snet://{spec.id}"}}
+        container.state = {"terminated": {**ended, "containerID": f"k8snet://{spec.id}"}}
         self._report(running)
         return status
 
@@ -404,14 +409,11 @@ class Kubelet:
         return Sources(self._store.list(SERVICES), by_name(CONFIGMAPS), by_name(SECRETS))
 
     @staticmethod
-    def _open_log(pod: Object, container: RunningContainer) -> int:
-        """Where the container's output goes, named as kubelet names it."""
-        namespace, name = key_of(pod)
-        directory = LOG_ROOT / f"{namespace}_{name}_{pod['metadata']['uid']}" / container.name
-        directory.mkdir(parents=True, exist_ok=True)
-        return os.open(
-            directory / f"{container.restarts}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640
-        )
+    def _make_io(pod: Object, entry: Object, identifier: str) -> ContainerIO:
+        """A container's streams and log."""
+        log = ContainerLog(path_of(pod, entry["name"], identifier))
+        stdin, once, tty = (bool(entry.get(key)) for key in ("stdin", "stdinOnce", "tty"))
+        return ContainerIO(log, stdin=stdin, stdin_once=once, tty=tty)
 
     def _report(self, running: RunningPod, **trouble: str) -> None:
         """Write the pod's status, if the pod is still there and is still the same."""

@@ -68,6 +68,8 @@ def container_spec(
     cgroup = pod_cgroup(node.cgroup, pod)
     identifier = os.urandom(32).hex()
     env = environment(pod, container, node, addresses, hostname, sources)
+    if container.get("tty"):
+        env = {"TERM": "xterm", **env}  # as containerd does
     command, args = container.get("command"), container.get("args") or ()
     if command is None and args and not image.entrypoint:
         command, args = args, ()
@@ -90,6 +92,7 @@ def container_spec(
         wait_for_ports=[]
         if image.announces or command is not None  # nobody promised that a command listens on its ports
         else [port["containerPort"] for port in ports if port.get("protocol", "TCP") == "TCP"],
+        tty=bool(container.get("tty")),
         facts={
             "pod": pod["metadata"]["name"],
             "namespace": pod["metadata"]["namespace"],

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from labs.cluster.containerio import ContainerIO
 from labs.cluster.network import Attachment
 from labs.cluster.resources import Object
 from labs.cluster.runtime.client import Started
@@ -24,6 +25,7 @@ class RunningContainer:
     image: str
     id: str = ""
     started: Started | None = None
+    io: ContainerIO | None = None
     cgroup: str | None = None
     env: dict[str, str] = field(default_factory=dict)
     is_init: bool = False

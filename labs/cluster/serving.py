@@ -16,7 +16,6 @@ from typing import cast
 from labs.cluster.runtime.container import Container
 
 BACKLOG = 4096
-LOG_BYTES = 10 * 1024 * 1024  # containerLogMaxSize of the kubelet
 
 
 def ports_of(container: Container, protocol: str, default: int) -> list[int]:
@@ -63,10 +62,9 @@ def leave_no_zombies() -> None:
 
 
 def say(text: str) -> None:
-    """Write a line to the container's log, unless that is full already."""
+    """Write a line to the container's log."""
     with contextlib.suppress(OSError):
-        if os.fstat(1).st_size < LOG_BYTES:
-            os.write(1, f"{text}\n".encode())
+        os.write(1, f"{text}\n".encode())
 
 
 async def wait_for_signal() -> None:

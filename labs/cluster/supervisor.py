@@ -91,11 +91,12 @@ def _fail(report: _Report, error: Exception) -> NoReturn:
 
 def _print_pod_logs() -> None:
     """Put what the pods last said into our own log: theirs go with the cluster."""
-    from labs.cluster.kubelet import LOG_ROOT
+    from labs.cluster.containerlogs import LOG_ROOT, parse
 
     for path in sorted(LOG_ROOT.glob("*/*/*.log")):
-        for line in path.read_text(errors="replace").splitlines()[-LOG_LINES:]:
-            print(f"{path.parent.parent.name}: {line}", file=sys.stderr)
+        for line in path.read_bytes().splitlines()[-LOG_LINES:]:
+            text = parse(line).text.decode(errors="replace").rstrip("\n")
+            print(f"{path.parent.parent.name}: {text}", file=sys.stderr)
     sys.stderr.flush()
 
 

@@ -37,7 +37,7 @@ from labs.cluster import (
     workloads,
 )
 from labs.cluster.admission import admit
-from labs.cluster.api.execution import Place
+from labs.cluster.api.containers import Place
 from labs.cluster.api.server import ApiServer
 from labs.cluster.certificates import Authority, TokenIssuer, server_context
 from labs.cluster.controller import run_controller
@@ -275,12 +275,12 @@ class World:
         await server.start([host_socket, inside])
 
     def _locate(self, pod: Object, name: str) -> Place | None:
-        """The running container of a pod, for `kubectl exec`."""
+        """The running container of a pod, for `kubectl exec`, `attach` and `logs -f`."""
         for node in self.nodes:
             running = node.kubelet.pods.get(key_of(pod))
             for container in (*running.init, *running.containers) if running is not None else ():
-                if container.name == name and container.started is not None:
-                    return Place(container.started.pid, container.cgroup, container.env)
+                if container.name == name and container.started is not None and container.io is not None:
+                    return Place(container.id, container.started.pid, container.cgroup, container.env, container.io)
         return None
 
     def _create_objects(self) -> None:

@@ -20,14 +20,13 @@ import pty
 import signal
 import struct
 import termios
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
 from aiohttp import WSMsgType, web
 
 from labs.cluster.api import status
+from labs.cluster.api.containers import Locate, Place, container_of
 from labs.cluster.podentry import entering
 from labs.cluster.resources import Object, key_of
 
@@ -35,19 +34,6 @@ STDIN, STDOUT, STDERR, ERROR, RESIZE, CLOSE = 0, 1, 2, 3, 4, 255
 PROTOCOLS = ("v5.channel.k8s.io", "v4.channel.k8s.io")
 CHUNK = 1 << 15
 NOT_EXECUTABLE, NOT_FOUND = 126, 127
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A running container: its first process as we see it, its cgroup (None without), its environment."""
-
-    pid: int
-    cgroup: str | None
-    env: Mapping[str, str]
-
-
-# Finds the running container of a pod by its name; None when it does not run.
-Locate = Callable[[Object, str], Place | None]
 
 
 def refuse(pod: Object, subresource: str) -> status.ApiError:
@@ -70,9 +56,10 @@ async def run(request: web.BaseRequest, pod: Object, locate: Locate) -> web.Stre
     command = request.query.getall("command", [])
     if not command:
         raise status.bad_request("you must specify at least one command for the container")
-    place = locate(pod, _container(request, pod))
+    container = container_of(pod, request.query.get("container", ""))
+    place = locate(pod, container)
     if place is None:
-        raise status.bad_request(f'unable to upgrade connection: container not found ("{_container(request, pod)}")')
+        raise status.bad_request(f'unable to upgrade connection: container not found ("{container}")')
     socket = web.WebSocketResponse(protocols=PROTOCOLS)
     await socket.prepare(request)
     session = _Session(socket, place, command, flags={key for key in _FLAGS if _is_set(request, key)})
@@ -85,15 +72,6 @@ _FLAGS = ("stdin", "stdout", "stderr", "tty")
 
 def _is_set(request: web.BaseRequest, name: str) -> bool:
     return request.query.get(name, "").lower() in ("1", "true")
-
-
-def _container(request: web.BaseRequest, pod: Object) -> str:
-    spec = pod["spec"]
-    known = [entry["name"] for entry in (*spec["containers"], *(spec.get("initContainers") or ()))]
-    wanted = request.query.get("container") or known[0]
-    if wanted not in known:
-        raise status.bad_request(f"container {wanted} is not valid for pod {pod['metadata']['name']}")
-    return wanted
 
 
 class _Session:

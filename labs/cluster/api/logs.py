@@ -1,10 +1,9 @@
 """The subresource log: what a container has written.
 
-Stands for pkg/registry/core/pod/rest/log.go and the kubelet's /containerLogs. The files are those that the kubelet gave
-to the containers; their lines carry no times, so `--timestamps` adds none, and `--since` only tells whether anything
-was written since then. Left out: logs of containers before the last restart but one.
+Stands for pkg/registry/core/pod/rest/log.go, the kubelet's /containerLogs (kubelet_pods.go, validateContainerLogStatus)
+and its reader (pkg/kubelet/kuberuntime/logs). Left out: one stream only (`stream=Stderr`).
 
-What belongs here: which file, which part of it. What does not: writing it (`labs.cluster.kubelet`).
+What belongs here: which log, which part of it. What does not: writing it (`labs.cluster.containerlogs`).
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,11 +20,12 @@ from pathlib import Path
 from aiohttp import web
 
 from labs.cluster.api import status
-from labs.cluster.kubelet import LOG_ROOT
-from labs.cluster.resources import PODS, Object, key_of
-from labs.cluster.store import Store
+from labs.cluster.api.containers import Locate, Place, container_of
+from labs.cluster.containerlogs import ContainerLog, parse, path_of, stamp, tail_start
+from labs.cluster.fielderrors import FieldError, Invalid, forbidden, invalid
+from labs.cluster.resources import Object
 
-FOLLOW_SECONDS = 0.1
+GONE_SECONDS = 5.0  # how often a follower is looked for while its container is silent
 CHUNK = 1 << 16
 
 
@@ -35,128 +36,175 @@ class LogOptions:
     container: str = ""
     follow: bool = False
     previous: bool = False
+    timestamps: bool = False
     tail: int | None = None
     limit: int | None = None
-    since: float | None = None  # seconds since 1970
+    since: bytes = b""  # as the log has it
 
     @classmethod
-    def of(cls, query: Mapping[str, str]) -> LogOptions:
-        """Raises ApiError 400."""
-
-        def flag(name: str) -> bool:
-            return query.get(name, "").lower() in ("1", "true")
-
-        def number(name: str) -> int | None:
-            text = query.get(name)
-            try:
-                value = None if not text else int(text)
-            except ValueError:
-                raise status.bad_request(f'strconv.ParseInt: parsing "{text}": invalid syntax') from None
-            if value is not None and value < 0:
-                raise status.bad_request(f"{name}: Invalid value: {value}: must be greater than or equal to 0")
-            return value
-
-        since = None
-        if (seconds := number("sinceSeconds")) is not None:
-            since = time.time() - seconds
-        elif text := query.get("sinceTime"):
-            try:
-                since = datetime.datetime.fromisoformat(text).timestamp()
-            except ValueError:
-                raise status.bad_request(f'parsing time "{text}": cannot parse') from None
-        return cls(
-            query.get("container", ""),
-            flag("follow"),
-            flag("previous"),
-            number("tailLines"),
-            number("limitBytes"),
-            since,
+    def of(cls, query: Mapping[str, str], pod: str) -> LogOptions:
+        """Raises ApiError 400 and 422 (ValidatePodLogOptions)."""
+        tail, limit, seconds = (_number(query, name) for name in ("tailLines", "limitBytes", "sinceSeconds"))
+        wrong: list[FieldError] = []
+        if tail is not None and tail < 0:
+            wrong.append(invalid("tailLines", tail, "must be greater than or equal to 0"))
+        if limit is not None and limit < 1:
+            wrong.append(invalid("limitBytes", limit, "must be greater than 0"))
+        if seconds is not None and query.get("sinceTime"):
+            wrong.append(forbidden("", "at most one of `sinceTime` or `sinceSeconds` may be specified"))
+        elif seconds is not None and seconds < 1:
+            wrong.append(invalid("sinceSeconds", seconds, "must be greater than 0"))
+        if wrong:
+            raise status.of_error(Invalid("PodLogOptions", pod, wrong))
+        follow, previous, timestamps = (
+            query.get(name, "").lower() in ("1", "true") for name in ("follow", "previous", "timestamps")
         )
+        since = _since(seconds, query.get("sinceTime", ""))
+        return cls(query.get("container", ""), follow, previous, timestamps, tail, limit, since)
 
 
-async def send(store: Store, request: web.BaseRequest, pod: Object) -> web.StreamResponse:
-    """Answer with a container's log, and go on with it if the client wants to follow."""
-    options = LogOptions.of(request.query)
-    path = _file(pod, options)
-    response = web.StreamResponse(headers={"Content-Type": "text/plain"})
-    await response.prepare(request)
-    with contextlib.suppress(ConnectionError):
-        try:
-            log = path.open("rb")
-        except FileNotFoundError:
-            return response
-        with log:
-            if options.since is None or path.stat().st_mtime >= options.since:
-                await _send_file(response, log.read(), options)
-            else:
-                log.seek(0, 2)
-            while options.follow and _still_writes(store, pod, path):
-                await asyncio.sleep(FOLLOW_SECONDS)
-                while data := log.read(CHUNK):
+def _number(query: Mapping[str, str], name: str) -> int | None:
+    text = query.get(name)
+    try:
+        return int(text) if text else None
+    except ValueError:
+        raise status.bad_request(f'strconv.ParseInt: parsing "{text}": invalid syntax') from None
+
+
+def _since(seconds: int | None, text: str) -> bytes:
+    if seconds is not None:
+        return stamp(max(time.time_ns() - seconds * 1_000_000_000, 0))
+    if not text:
+        return b""
+    try:
+        when = datetime.datetime.fromisoformat(text)
+        return stamp(int(max(when.timestamp(), 0) * 1_000_000) * 1000)
+    except (ValueError, OverflowError):
+        raise status.bad_request(
+            f'parsing time "{text}" as "2006-01-02T15:04:05Z07:00": cannot parse "{text}" as "2006"'
+        ) from None
+
+
+async def send(request: web.BaseRequest, pod: Object, locate: Locate) -> web.StreamResponse:
+    """Answer with a container's log, and go on with it if the client wants to follow. Raises ApiError 400 and 422."""
+    options = LogOptions.of(request.query, pod["metadata"]["name"])
+    container = container_of(pod, options.container)
+    if not pod["spec"].get("nodeName"):
+        return web.Response(content_type="text/plain")
+    place = locate(pod, container)
+    identifier = _identifier(pod, container, options, place)
+    writing = place.io.log if place is not None and place.id == identifier else None
+    try:
+        source = _Source(path_of(pod, container, identifier), writing if options.follow else None)
+    except FileNotFoundError:
+        return web.Response(text=f"unable to retrieve container logs for k8snet://{identifier}")
+    with contextlib.closing(source):
+        response = web.StreamResponse(headers={"Content-Type": "text/plain"})
+        await response.prepare(request)
+        if options.tail is not None:
+            source.skip_to_tail(options.tail)
+        part = _Part(options)
+        with contextlib.suppress(ConnectionError):
+            while not part.complete and (lines := await source.read(request)) is not None:
+                if data := part.of(lines):
                     await response.write(data)
-            if options.follow and (data := log.read()):
-                await response.write(data)
+                await asyncio.sleep(0)  # a long log is not to hold up all others
     return response
 
 
-async def _send_file(response: web.StreamResponse, data: bytes, options: LogOptions) -> None:
-    if options.tail is not None:
-        lines = data.splitlines(keepends=True)
-        data = b"".join(lines[-options.tail :] if options.tail else [])
-    if options.limit is not None:
-        data = data[: options.limit]
-    if data:
-        await response.write(data)
-
-
-def _file(pod: Object, options: LogOptions) -> Path:
-    """The log of the container that is meant. Raises ApiError 400."""
+def _identifier(pod: Object, container: str, options: LogOptions, place: Place | None) -> str:
+    """The id of the container whose log is wanted. Raises ApiError 400."""
     name = pod["metadata"]["name"]
-    known = [entry["name"] for entry in pod["spec"]["containers"]]
-    container = options.container or (known[0] if len(known) == 1 else "")
-    if not container:
-        chosen = (pod["metadata"].get("annotations") or {}).get("kubectl.kubernetes.io/default-container")
-        if chosen not in known:
-            words = f"a container name must be specified for pod {name}, choose one of: [{' '.join(known)}]"
-            raise status.bad_request(words)
-        container = str(chosen)
-    known += [entry["name"] for entry in pod["spec"].get("initContainers") or ()]
-    if container not in known:
-        raise status.bad_request(f"container {container} is not valid for pod {name}")
-    state = _state(pod, container)
-    restarts = state["restartCount"] if state else 0
+    told = pod.get("status") or {}
+    entries = (*(told.get("containerStatuses") or ()), *(told.get("initContainerStatuses") or ()))
+    known = next((entry for entry in entries if entry["name"] == container), None)
+    if known is None:
+        if place is not None and not options.previous:
+            return place.id
+        raise status.bad_request(f'container "{container}" in pod "{name}" is not available')
+    state, last = known["state"], _id((known.get("lastState") or {}).get("terminated"))
     if options.previous:
-        if not restarts:
+        if not last:
             raise status.bad_request(f'previous terminated container "{container}" in pod "{name}" not found')
-        return _path(pod, container, restarts - 1)
-    waiting = (state or {"state": {"waiting": {}}})["state"].get("waiting")
-    path = _path(pod, container, restarts)
-    if waiting is not None and not path.exists():
-        if restarts and _path(pod, container, restarts - 1).exists():
-            return _path(pod, container, restarts - 1)
-        reason = waiting.get("reason", "ContainerCreating")
-        if reason in ("ErrImagePull", "ImagePullBackOff"):
-            reason = "trying and failing to pull image"
-        raise status.bad_request(f'container "{container}" in pod "{name}" is waiting to start: {reason}')
-    return path
+        return last
+    if "running" in state:
+        return str(known["containerID"]).partition("://")[2]
+    if found := _id(state.get("terminated")) or last:
+        return found
+    if place is not None:  # it runs, and has not said that it serves
+        return place.id
+    reason = {
+        "ErrImagePull": "image can't be pulled",
+        "ImagePullBackOff": "trying and failing to pull image",
+    }.get(why := state.get("waiting", {}).get("reason", "ContainerCreating"), why)
+    raise status.bad_request(f'container "{container}" in pod "{name}" is waiting to start: {reason}')
 
 
-def _state(pod: Object, container: str) -> Object | None:
-    """A container's status; None where there is none yet."""
-    status = pod.get("status") or {}
-    states = (*(status.get("containerStatuses") or ()), *(status.get("initContainerStatuses") or ()))
-    return next((entry for entry in states if entry["name"] == container), None)
+def _id(terminated: Object | None) -> str:
+    """The id of a container that has ended; "" for none."""
+    return str((terminated or {}).get("containerID", "")).partition("://")[2]
 
 
-def _path(pod: Object, container: str, restarts: int) -> Path:
-    namespace, name = key_of(pod)
-    return LOG_ROOT / f"{namespace}_{name}_{pod['metadata']['uid']}" / container / f"{restarts}.log"
+class _Source:
+    """The lines of a log, from a file that may grow and begin anew."""
+
+    def __init__(self, path: Path, writing: ContainerLog | None) -> None:
+        """`writing`: the log while its container runs, to wait for more. Raises FileNotFoundError."""
+        self._path = path
+        self._writing = writing
+        self._file = path.open("rb", buffering=0)
+        self._rest = b""
+
+    def close(self) -> None:
+        self._file.close()
+
+    def skip_to_tail(self, lines: int) -> None:
+        self._file.seek(tail_start(self._file.fileno(), lines))
+
+    async def read(self, request: web.BaseRequest) -> list[bytes] | None:
+        """Some lines, or none where the client should be looked for; None at the end."""
+        ended = self._writing is None or self._writing.closed
+        data = self._file.read(CHUNK)
+        if data:
+            *lines, self._rest = (self._rest + data).split(b"\n")
+            return lines
+        if os.fstat(self._file.fileno()).st_nlink == 0 and self._path.exists():  # it has begun anew
+            self._file.close()
+            self._file = self._path.open("rb", buffering=0)
+            return []
+        if ended:
+            return None
+        assert self._writing is not None
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._writing.changed(), GONE_SECONDS)
+        return None if request.transport is None or request.transport.is_closing() else []
 
 
-def _still_writes(store: Store, pod: Object, path: Path) -> bool:
-    """Whether the container that writes this log may write more."""
-    current = store.find(PODS, *key_of(pod))
-    if current is None or current["metadata"]["uid"] != pod["metadata"]["uid"]:
-        return False
-    state = _state(current, path.parent.name)
-    return state is not None and "terminated" not in state["state"] and path.stem == str(state["restartCount"])
+class _Part:
+    """Picks what is wanted, and counts it."""
+
+    def __init__(self, options: LogOptions) -> None:
+        self._options = options
+        self._left = options.limit
+        self._at_start = True  # of a line
+
+    @property
+    def complete(self) -> bool:
+        """Whether no more may be sent."""
+        return self._left == 0
+
+    def of(self, lines: list[bytes]) -> bytes:
+        """What the client gets for lines of the file."""
+        parts = []
+        for line in map(parse, lines):
+            if line.time < self._options.since:
+                continue
+            if self._options.timestamps and self._at_start:
+                parts += [line.time, b" "]
+            parts.append(line.text)
+            self._at_start = line.text.endswith(b"\n")
+        data = b"".join(parts)
+        if self._left is not None:
+            data = data[: self._left]
+            self._left -= len(data)
+        return data

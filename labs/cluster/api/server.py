@@ -19,6 +19,7 @@ from aiohttp import web
 
 from labs.cluster.api import auth, bodies, discovery, execution, logs, openapi, openapi_proto, scale, status
 from labs.cluster.api.bodies import Options
+from labs.cluster.api.containers import Locate
 from labs.cluster.api.paths import Target
 from labs.cluster.api.reading import as_list, find, form, get, list_items, selected_items
 from labs.cluster.api.watching import watch
@@ -44,7 +45,7 @@ class ApiServer:
         tokens: TokenIssuer,
         context: ssl.SSLContext,
         plan: AddressPlan,
-        locate: execution.Locate = lambda _pod, _container: None,
+        locate: Locate = lambda _pod, _container: None,
     ) -> None:
         """`locate` finds the containers in which clients run commands."""
         self._locate = locate
@@ -113,7 +114,7 @@ class ApiServer:
         if target.subresource == "scale":
             return _json(scale.scale_of(find(self._store, target)))
         if target.subresource == "log":
-            return await logs.send(self._store, request, find(self._store, target))
+            return await logs.send(request, find(self._store, target), self._locate)
         if target.subresource not in ("", "status"):
             raise status.not_allowed()
         return _json(get(self._store, request, target))

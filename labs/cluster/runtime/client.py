@@ -63,11 +63,20 @@ class Runtime:
         await self._ask({"op": "remove-sandbox", "name": name})
 
     async def start(
-        self, spec: ContainerSpec, notify: int, log: int, netns: int | None = None, extra: Sequence[int] = ()
+        self,
+        spec: ContainerSpec,
+        notify: int,
+        output: int | tuple[int, int, int],
+        netns: int | None = None,
+        extra: Sequence[int] = (),
     ) -> Started:
-        """Start a container; `notify` and `log`: descriptors for its messages and output. The caller closes its own."""
-        spec.netns = netns is not None
-        fds = [notify, log, *([] if netns is None else [netns]), *extra]
+        """Start a container. The caller closes its own descriptors.
+
+        `notify` is for its messages, `output` for all that it prints, or what becomes its stdin, stdout and stderr.
+        """
+        spec.netns, spec.streams = netns is not None, not isinstance(output, int)
+        streams = [output] if isinstance(output, int) else output
+        fds = [notify, *streams, *([] if netns is None else [netns]), *extra]
         ended = self._exits[spec.id] = asyncio.get_running_loop().create_future()
         try:
             _, answered = await self._ask({"op": "start", "spec": asdict(spec)}, fds)

@@ -24,7 +24,9 @@ class ContainerSpec:
     the network is the runtime's own. `files`: texts for /etc, by path. `volumes`: directories of small files, each its
     own mount. `binds`: files and directories of the node, by where the container sees them; missing files are made.
     `wait_for_ports`: TCP ports that must listen before the container counts as started (for programs that can't tell).
-    `facts` is for the program: pod, namespace, node, addresses, ports.
+    `streams` tells whether descriptors for stdin, stdout and stderr come with the request, rather than one for all
+    output; `tty`: these are a terminal, which is to be the program's. `facts` is for the program: pod, namespace, node,
+    addresses, ports.
     """
 
     id: str
@@ -40,6 +42,8 @@ class ContainerSpec:
     volumes: dict[str, dict[str, str]] = field(default_factory=dict)
     binds: dict[str, str] = field(default_factory=dict)
     wait_for_ports: list[int] = field(default_factory=list)
+    streams: bool = False
+    tty: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
 
 

@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+import termios
 import time
 import traceback
 from pathlib import Path
@@ -53,7 +54,8 @@ def start(spec: ContainerSpec, fds: list[int]) -> int:
 
 
 def _run_middle(spec: ContainerSpec, fds: list[int], writer: int) -> None:
-    notify, log, *rest = fds
+    notify, *rest = fds
+    streams = [rest.pop(0) for _ in range(3 if spec.streams else 1)]
     signal.set_wakeup_fd(-1)
     if spec.cgroup is not None:
         Path(spec.cgroup, "cgroup.procs").write_text("0")
@@ -66,7 +68,7 @@ def _run_middle(spec: ContainerSpec, fds: list[int], writer: int) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     pid = os.fork()
     if pid == 0:
-        _run_container(spec, notify, log, rest)
+        _run_container(spec, notify, streams, rest)
     os.write(writer, f"pid {pid}".encode())
     os.close(writer)
     if spec.wait_for_ports and _wait_for_listeners(set(spec.wait_for_ports), network, pid):
@@ -91,13 +93,15 @@ def _wait_for_listeners(ports: set[int], network: int, pid: int) -> bool:
     return False
 
 
-def _run_container(spec: ContainerSpec, notify: int, log: int, extra: list[int]) -> None:
+def _run_container(spec: ContainerSpec, notify: int, streams: list[int], extra: list[int]) -> None:
     """Become the container's first process. Never returns."""
     status = 128
     try:
-        _arrange_descriptors(notify, log, extra)
+        _arrange_descriptors(notify, streams, extra)
         reset_signals()
         os.setsid()
+        if spec.tty:
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         arrange(spec)
         if spec.hostname is not None:
             socket.sethostname(spec.hostname)
@@ -139,17 +143,15 @@ def _run_program(spec: ContainerSpec) -> int:
     return 0
 
 
-def _arrange_descriptors(notify: int, log: int, extra: list[int]) -> None:
-    """Give the process what it keeps, at fixed numbers, and close all else."""
+def _arrange_descriptors(notify: int, streams: list[int], extra: list[int]) -> None:
+    """Give the process what it keeps, at fixed numbers, and close all else. `streams`: all three, or for all output."""
     # Out of the way first, so that no dup2 overwrites a descriptor that is still to be moved.
-    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in (log, notify, *extra)]
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.dup2(high[0], 1)
-    os.dup2(high[0], 2)
-    for index, fd in enumerate(high[1:]):
-        os.dup2(fd, NOTIFY_FD + index, inheritable=False)
-    os.closerange(NOTIFY_FD + len(high) - 1, 1 << 16)
+    if len(streams) == 1:
+        streams = [os.open(os.devnull, os.O_RDONLY), *streams * 2]
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in (*streams, notify, *extra)]
+    for number, fd in enumerate(high):
+        os.dup2(fd, number, inheritable=number < NOTIFY_FD)
+    os.closerange(len(high), 1 << 16)
 
 
 def reset_signals() -> None:
