@@ -15,16 +15,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).parents[2]
+from tests.labs.machine import REPOSITORY, Machine
+
 MANIFEST = Path(__file__).with_name("shop.yaml")
 COMMAND_SECONDS = 60.0
 
 
 def lab(
-    *arguments: str, check: bool = True, feed: str | None = None, **options: Any
+    *arguments: str, check: bool = True, feed: str | None = None, enter: Sequence[str] = (), **options: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Run `k8snet-lab`; with `check`, a failure is an AssertionError that shows what it said."""
-    command = [sys.executable, "-m", "labs.cli", *arguments]
+    """Run `k8snet-lab`; with `check`, a failure is an AssertionError that shows what it said.
+
+    `enter`: a command that runs another one elsewhere.
+    """
+    command = [*enter, sys.executable, "-m", "labs.cli", *arguments]
     options = {"cwd": REPOSITORY, "timeout": COMMAND_SECONDS, "capture_output": True, "text": True, **options}
     done = subprocess.run(command, input=feed, **options)
     assert not check or done.returncode == 0, f"{' '.join(arguments)}: {done.returncode}\n{done.stdout}\n{done.stderr}"
@@ -37,42 +41,55 @@ class Lab:
 
     options: Sequence[str] = ()
     name: str = field(default_factory=lambda: f"test-{secrets.token_hex(4)}")
+    machine: Machine | None = None  # that it runs on; None: this one
+
+    def run(self, command: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run a command of `k8snet-lab` about this cluster."""
+        return lab(command, "--name", self.name, *arguments, enter=self._enter, **options)
+
+    def command(self, command: str, *arguments: str) -> list[str]:
+        """What to run for a command of `k8snet-lab` about this cluster."""
+        return [*self._enter, sys.executable, "-m", "labs.cli", command, "--name", self.name, *arguments]
+
+    @property
+    def _enter(self) -> Sequence[str]:
+        return () if self.machine is None else self.machine.enter
 
     def __enter__(self) -> Lab:
         try:
-            lab("up", "--name", self.name, *self.options)
+            self.run("up", *self.options)
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        lab("down", "--name", self.name)
+        self.run("down")
 
     def status(self) -> dict[str, Any]:
         """What `status -o json` prints."""
-        document: dict[str, Any] = json.loads(lab("status", "--name", self.name, "-o", "json").stdout)
+        document: dict[str, Any] = json.loads(self.run("status", "-o", "json").stdout)
         return document
 
     def status_or_reasons(self) -> list[str]:
         """What keeps the cluster from being ready; [] when nothing does."""
-        done = lab("status", "--name", self.name, "-o", "json", check=False)
+        done = self.run("status", "-o", "json", check=False)
         reasons: list[str] = json.loads(done.stdout)["unready"]
         assert done.returncode == (1 if reasons else 0)
         return reasons
 
     def exec(self, target: str, *command: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a command on a node or in a pod."""
-        return lab("exec", "--name", self.name, target, "--", *command, check=check, **options)
+        return self.run("exec", target, "--", *command, check=check, **options)
 
     def spawn(self, target: str, *command: str, **options: Any) -> subprocess.Popen[str]:
         """Start a command on a node or in a pod, and don't wait for it."""
-        arguments = [sys.executable, "-m", "labs.cli", "exec", "--name", self.name, target, "--", *command]
+        arguments = self.command("exec", target, "--", *command)
         return subprocess.Popen(arguments, cwd=REPOSITORY, text=True, **options)
 
     def kubeconfig(self) -> str:
         """The path of the cluster's kubeconfig."""
-        return lab("kubeconfig", "--name", self.name).stdout.strip()
+        return self.run("kubeconfig").stdout.strip()
 
     def get(self, target: str, url: str, *options: str) -> dict[str, Any]:
         """What an HTTP server of the cluster answers to curl on `target`."""
@@ -87,7 +104,7 @@ class Lab:
     @property
     def directory(self) -> Path:
         """The cluster's state directory."""
-        return Path("/run/k8snet", self.name)
+        return Path("/" if self.machine is None else self.machine.root, "run/k8snet", self.name)
 
     def ledger(self) -> dict[str, Any]:
         """The cluster's ledger; {} when there is none (yet)."""
@@ -187,23 +204,3 @@ def used_namespaces() -> set[int]:
         if root.startswith("net:["):
             found.add(int(root[5:-1]))
     return found
-
-
-def machine() -> dict[str, Any]:
-    """What the machine's own network, mounts and settings look like: no cluster may change it."""
-
-    def output(*command: str) -> str:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-    rules = [line for line in output("iptables-save").splitlines() if not line.startswith(("#", ":"))]
-    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    settings = ("ip_forward", "conf/all/route_localnet", "conf/all/forwarding", "conf/default/rp_filter")
-    return {
-        "links": sorted(link["ifname"] for link in json.loads(output("ip", "-j", "link"))),
-        "addresses": output("ip", "-br", "address"),
-        "routes": output("ip", "route", "show", "table", "all"),
-        "rules": rules,
-        "mounts": sorted(path for path in mounts if not path.startswith("/run/netns/")),
-        "settings": {name: Path("/proc/sys/net/ipv4", name).read_text() for name in settings},
-        "etc": sorted((str(path), path.lstat().st_mtime_ns) for path in Path("/etc").iterdir()),
-    }
