@@ -27,15 +27,22 @@ log = logging.getLogger(__name__)
 
 class Mirror:
     """A copy of some kinds of objects, kept up to date. `on_change` is called after each change once all kinds are
-    complete.
+    complete; `on_object` before that for each object that was added, changed or (None) removed.
 
     `items` maps each resource to its objects by (namespace, name); `version` is the newest resourceVersion seen.
     """
 
-    def __init__(self, resources: Iterable[Resource], on_change: Callable[[], None], server: str | None = None) -> None:
+    def __init__(
+        self,
+        resources: Iterable[Resource],
+        on_change: Callable[[], None],
+        server: str | None = None,
+        on_object: Callable[[Resource, tuple[str, str], Object | None], None] = lambda *_: None,
+    ) -> None:
         self.items: dict[Resource, dict[tuple[str, str], Object]] = {resource: {} for resource in resources}
         self.version = 0
         self._on_change = on_change
+        self._on_object = on_object
         self._complete: set[Resource] = set()
         host, port = os.environ.get("KUBERNETES_SERVICE_HOST", ""), os.environ.get("KUBERNETES_SERVICE_PORT", "")
         self._server = server or f"https://[{host}]:{port}" if ":" in host else server or f"https://{host}:{port}"
@@ -76,10 +83,17 @@ class Mirror:
         async with session.get(f"{resource.prefix}/{resource.plural}") as response:
             response.raise_for_status()
             document = json.loads(await response.read())
-        self.items[resource] = {key_of(item): item for item in document["items"]}
+        self._replace(resource, {key_of(item): item for item in document["items"]})
         self._complete.add(resource)
         self._changed(document["metadata"]["resourceVersion"])
         return str(document["metadata"]["resourceVersion"])
+
+    def _replace(self, resource: Resource, items: dict[tuple[str, str], Object]) -> None:
+        before, self.items[resource] = self.items[resource], items
+        for key in before.keys() - items.keys():
+            self._on_object(resource, key, None)
+        for key, item in items.items():
+            self._on_object(resource, key, item)
 
     async def _watch(self, session: aiohttp.ClientSession, resource: Resource, version: str) -> str:
         """Apply changes until the stream ends; gives the version to go on from. Raises ValueError if that is gone."""
@@ -104,8 +118,10 @@ class Mirror:
             version = item["metadata"]["resourceVersion"]
             if event["type"] == "DELETED":
                 items.pop(key_of(item), None)
+                self._on_object(resource, key_of(item), None)
             elif event["type"] != "BOOKMARK":
                 items[key_of(item)] = item
+                self._on_object(resource, key_of(item), item)
         self._changed(version)
         return str(version)
 

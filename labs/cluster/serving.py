@@ -43,9 +43,13 @@ class Datagrams(asyncio.DatagramProtocol):
         raise NotImplementedError
 
 
-async def serve_datagrams(make: Callable[[], Datagrams], port: int, families: list[int]) -> None:
-    """Answer datagrams at `port` on all addresses of `families` (4, 6), each family with a socket of its own."""
+async def serve_datagrams(
+    make: Callable[[], Datagrams], port: int, families: list[int]
+) -> list[asyncio.DatagramTransport]:
+    """Answer datagrams at `port` on all addresses of `families` (4, 6), each family with a socket of its own; gives
+    what to close."""
     loop = asyncio.get_running_loop()
+    transports = []
     for family in families:
         kind, address = (socket.AF_INET, "0.0.0.0") if family == 4 else (socket.AF_INET6, "::")
         listener = socket.socket(kind, socket.SOCK_DGRAM)
@@ -53,7 +57,9 @@ async def serve_datagrams(make: Callable[[], Datagrams], port: int, families: li
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.setblocking(False)
         listener.bind((address, port))
-        await loop.create_datagram_endpoint(make, sock=listener)
+        transport, _ = await loop.create_datagram_endpoint(make, sock=listener)
+        transports.append(transport)
+    return transports
 
 
 def leave_no_zombies() -> None:
