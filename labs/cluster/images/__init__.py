@@ -54,7 +54,7 @@ IMAGES = {
         Image("udp-echo", "sends back what it gets over UDP", "labs.cluster.images.echo", "udp"),
         Image("client", "does nothing; has a shell, curl and dig", "labs.cluster.images.client", entrypoint=False),
         Image("nginx", "nginx, for load tests; tells its pod's name", "labs.cluster.images.nginx", announces=False),
-        Image("coredns", "the cluster's DNS server", "labs.cluster.dns"),
+        Image("coredns", "the cluster's DNS server", "labs.cluster.dns.server"),
         Image("kube-proxy", "writes the rules of Services", "labs.cluster.kubeproxy"),
         Image("kindnetd", "routes between nodes", "labs.cluster.kindnet"),
         Image("node", "a node: the container runtime of its pods", "labs.cluster.images.node"),

@@ -13,7 +13,10 @@ import dns.flags
 import dns.message
 import pytest
 
-from labs.cluster.dns import Zone, handle
+from labs.cluster.dns.answer import Responder
+from labs.cluster.dns.index import Index
+from labs.cluster.dns.message import respond
+from labs.cluster.resources import NAMESPACES, SERVICES
 from tests.tracer.networks import SERVICE, SERVICE6, Namespace
 from tests.tracer.probe.conftest import Net, never
 from tests.tracer.probe.rules_for import BACKENDS, BACKENDS6, kube_service
@@ -30,14 +33,19 @@ KINDS = (True, False)
 Handler = Callable[[bytes], bytes | None]
 
 
-def cluster_zone() -> Zone:
+def cluster_names() -> Index:
     """shop/web, as the cluster's DNS has it."""
+    index = Index()
+    index.synced = True
     spec = {"type": "ClusterIP", "clusterIP": "10.96.0.7", "clusterIPs": ["10.96.0.7"], "ports": []}
-    return Zone({("shop", "web"): {"metadata": {"namespace": "shop", "name": "web"}, "spec": spec}}, [], ["shop"])
+    index.change(NAMESPACES, ("", "shop"), {})
+    index.change(SERVICES, ("shop", "web"), {"metadata": {"namespace": "shop", "name": "web"}, "spec": spec})
+    return index
 
 
 def cluster_dns(wire: bytes) -> bytes | None:
-    return handle(wire, cluster_zone(), udp=True)
+    response = respond(wire, Responder(cluster_names()), udp=True)
+    return None if response is None else response.wire
 
 
 def recursive(wire: bytes) -> bytes:
