@@ -14,9 +14,11 @@ import random
 
 from labs.cluster.allocation import NODE_PORTS, allocate
 from labs.cluster.defaults import admit_pod, complete, first_status, qos_class
+from labs.cluster.extensions import definitions, rules, structural, values
 from labs.cluster.fielderrors import Invalid
+from labs.cluster.kinds import Kinds
 from labs.cluster.options import AddressPlan
-from labs.cluster.resources import NAMESPACES, SERVICES, Object, Resource, by_kind
+from labs.cluster.resources import DEFINITIONS, NAMESPACES, PODS, SERVICES, Object, Resource
 from labs.cluster.store import Store
 from labs.cluster.validation import validate
 from tracer.errors import K8snetError
@@ -33,6 +35,10 @@ APPLIED = "managedFields"
 
 class NoSuchKind(K8snetError):
     """No kind of that name is served."""
+
+
+class Terminating(K8snetError):
+    """The definition of the object's kind is being deleted."""
 
 
 class NoNamespace(K8snetError):
@@ -56,17 +62,21 @@ def admit(store: Store, plan: AddressPlan, item: Object, *, dry_run: bool = Fals
 
     Raises NoSuchKind, NoNamespace, Forbidden, Invalid or AlreadyExists.
     """
-    resource, item = prepare(plan, item)
+    resource, item = prepare(store.kinds, plan, item)
+    if resource.custom is not None:
+        if resource.custom.terminating:
+            raise Terminating("create not allowed while custom resource definition is terminating")
+        item["apiVersion"] = resource.custom.storage
     if resource.namespaced:
         _require_namespace(store, resource, item)
     if resource == SERVICES:
         allocate(item, store.list(SERVICES), plan)
-    return store.create(resource, item, dry_run=dry_run)
+    return store.create(resource.stored, item, dry_run=dry_run)
 
 
-def prepare(plan: AddressPlan, item: Object) -> tuple[Resource, Object]:
+def prepare(kinds: Kinds, plan: AddressPlan, item: Object) -> tuple[Resource, Object]:
     """A new object as it may be stored, and its resource. Raises NoSuchKind or Invalid."""
-    resource = by_kind(str(item.get("apiVersion")), str(item.get("kind")))
+    resource = kinds.by_kind(str(item.get("apiVersion")), str(item.get("kind")))
     if resource is None:
         raise NoSuchKind(f'no matches for kind "{item.get("kind")}" in version "{item.get("apiVersion")}"')
     item = copy.deepcopy(item)
@@ -81,12 +91,28 @@ def prepare(plan: AddressPlan, item: Object) -> tuple[Resource, Object]:
         metadata.setdefault("namespace", "default")
     else:
         metadata.pop("namespace", None)
+    if resource.custom is not None:
+        if resource.has_status:
+            item.pop("status", None)
+        return resource, _as_defined(resource, plan, item, None)
     complete(item, plan)
     validate(resource, item, plan)
-    if resource.kind == "Pod":
+    if resource == PODS:
         admit_pod(item)
-    first_status(item)
+    if resource == DEFINITIONS:
+        definitions.first_status(item)
+    else:
+        first_status(item)
     return resource, item
+
+
+def _as_defined(resource: Resource, plan: AddressPlan, item: Object, old: Object | None) -> Object:
+    """A custom object with the defaults of its definition. Raises Invalid when that forbids it."""
+    assert resource.custom is not None
+    schema = resource.custom.schema
+    whole: Object = structural.completed(item, schema)
+    validate(resource, whole, plan, old, lambda: values.mistakes(whole, schema) or rules.mistakes(whole, schema, old))
+    return whole
 
 
 def replace(
@@ -107,16 +133,24 @@ def replace(
             item["status"] = old["status"]
     if resource == SERVICES:
         _keep_allocated(item, old)
+    if resource.custom is not None:
+        item = {**_as_defined(resource, plan, item, old), "apiVersion": resource.custom.storage}
+        return store.update(resource.stored, item, dry_run=dry_run)
     complete(item, plan)
     validate(resource, item, plan, old)
+    if resource == DEFINITIONS:
+        definitions.remember_storage(item)
     if resource == SERVICES:
         key = old["metadata"]["uid"]
         allocate(item, (one for one in store.list(SERVICES) if one["metadata"]["uid"] != key), plan)
     return store.update(resource, item, dry_run=dry_run)
 
 
-def replace_status(store: Store, resource: Resource, old: Object, new: Object, *, dry_run: bool = False) -> Object:
-    """Store the status of `new` in place of that of `old`, and nothing else of it. Raises Conflict or NotFound."""
+def replace_status(
+    store: Store, plan: AddressPlan, resource: Resource, old: Object, new: Object, *, dry_run: bool = False
+) -> Object:
+    """Store the status of `new` in place of that of `old`, and nothing else of it. Raises Conflict or NotFound; Invalid
+    for a custom object."""
     metadata = {**old["metadata"]}
     if new["metadata"].get("resourceVersion"):
         metadata["resourceVersion"] = new["metadata"]["resourceVersion"]
@@ -124,7 +158,9 @@ def replace_status(store: Store, resource: Resource, old: Object, new: Object, *
     item.pop("status", None)
     if new.get("status") is not None:
         item["status"] = new["status"]
-    return store.update(resource, item, dry_run=dry_run)
+    if resource.custom is not None:
+        item = {**_as_defined(resource, plan, item, old), "apiVersion": resource.custom.storage}
+    return store.update(resource.stored, item, dry_run=dry_run)
 
 
 def random_suffix(length: int = 5) -> str:

@@ -23,11 +23,12 @@ log = logging.getLogger(__name__)
 
 async def run_controller(
     store: Store,
-    resources: Iterable[Resource],
+    resources: Iterable[Resource | None],
     reconcile: Callable[[], float | None],
     concerns: Callable[[Change], bool] = lambda _: True,
 ) -> None:
-    """Call `reconcile` now, and again after each change of one of `resources` that it `concerns`, for ever.
+    """Call `reconcile` now, and again after each change of one of `resources` (None: of any) that it `concerns`, for
+    ever.
 
     What `reconcile` gives is the seconds after which it wants to be called without a change; None: not at all. A write
     that lost a race (Conflict, NotFound, AlreadyExists) is no error: the change that won calls for another run.
@@ -53,7 +54,7 @@ async def run_controller(
 
 
 async def _raise_flag(
-    store: Store, resource: Resource, changed: asyncio.Event, concerns: Callable[[Change], bool]
+    store: Store, resource: Resource | None, changed: asyncio.Event, concerns: Callable[[Change], bool]
 ) -> None:
     while True:
         with contextlib.suppress(Expired), store.watch(resource) as watch:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable
 
+from labs.cluster.extensions import definitions
 from labs.cluster.options import AddressPlan
 from labs.cluster.resources import Object
 
@@ -260,4 +261,5 @@ _BY_KIND: dict[str, Callable[[Object], None]] = {
     "Endpoints": _endpoints,
     "EndpointSlice": _endpointslice,
     "NetworkPolicy": _network_policy,
+    "CustomResourceDefinition": definitions.complete,
 }

@@ -13,7 +13,8 @@ from __future__ import annotations
 import datetime
 from dataclasses import dataclass
 
-from labs.cluster.resources import NAMESPACES, NODES, PODS, Object, Resource
+from labs.cluster.extensions.definitions import CLEANUP
+from labs.cluster.resources import DEFINITIONS, NAMESPACES, NODES, PODS, Object, Resource
 from labs.cluster.store import Conflict, Store
 
 ORPHAN, FOREGROUND, BACKGROUND = "Orphan", "Foreground", "Background"
@@ -40,7 +41,7 @@ def delete(
     """Delete an object; gives its last state, and whether it is gone already. Raises NotFound or Conflict."""
     item = store.get(resource, namespace, name)
     _check_preconditions(resource, item, options)
-    finalizers = _finalizers(item, options)
+    finalizers = _finalizers(resource, item, options)
     grace = _grace(store, resource, item, options.grace)
     if grace == 0 and not finalizers and resource != NAMESPACES:
         return (item if options.dry_run else store.delete(resource, namespace, name)), True
@@ -75,10 +76,13 @@ def _check_preconditions(resource: Resource, item: Object, options: DeleteOption
             )
 
 
-def _finalizers(item: Object, options: DeleteOptions) -> list[str]:
-    """What holds the object: what did before, without or with the one that the propagation policy asks for."""
+def _finalizers(resource: Resource, item: Object, options: DeleteOptions) -> list[str]:
+    """What holds the object: what did before, without or with the one that the propagation policy asks for; and a
+    definition is held by its objects."""
     wanted = FINALIZERS.get(options.propagation)
     kept = [name for name in item["metadata"].get("finalizers") or () if name not in FINALIZERS.values()]
+    if resource == DEFINITIONS and CLEANUP not in kept and "deletionTimestamp" not in item["metadata"]:
+        kept.append(CLEANUP)
     return [*kept, wanted] if wanted else kept
 
 

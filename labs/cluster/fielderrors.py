@@ -64,6 +64,11 @@ def too_long(field: str, limit: int) -> FieldError:
     return FieldError("FieldValueTooLong", field, f"Too long: must have at most {limit} bytes")
 
 
+def too_many(field: str, count: int, limit: int) -> FieldError:
+    """It has too many entries."""
+    return FieldError("FieldValueTooMany", field, f"Too many: {count}: must have at most {limit} items")
+
+
 def _with(words: str, detail: str) -> str:
     return f"{words}: {detail}" if detail else words
 

@@ -11,8 +11,9 @@ import os
 
 from labs.cluster import endpointslices, schema
 from labs.cluster.api.discovery import GIT_VERSION, architecture
+from labs.cluster.kinds import Kinds
 from labs.cluster.podspec import API_PORT, NodeFacts
-from labs.cluster.resources import Object, by_kind
+from labs.cluster.resources import Object
 from labs.cluster.store import now
 from tracer.errors import K8snetError
 
@@ -182,9 +183,9 @@ def api_endpoints(service: Object, address: str) -> Object:
     }
 
 
-def typed(item: Object) -> Object:
+def typed(kinds: Kinds, item: Object) -> Object:
     """An object of a manifest whose fields have the right types. Raises K8snetError."""
-    resource = by_kind(str(item.get("apiVersion")), str(item.get("kind")))
+    resource = kinds.by_kind(str(item.get("apiVersion")), str(item.get("kind")))
     name = resource and schema.type_name(resource)
     if name:
         try:

@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from labs.cluster.deletion import FINALIZERS, FOREGROUND, ORPHAN, DeleteOptions, delete, let_go
-from labs.cluster.resources import NAMESPACES, Object, Resource, all_resources, by_kind, key_of
+from labs.cluster.resources import NAMESPACES, Object, Resource, key_of
 from labs.cluster.store import DELETED, Change, Conflict, NotFound, Store
+
+WATCHED = (None,)  # everything, also kinds that are yet to be defined
 
 
 def concerns(change: Change) -> bool:
@@ -25,7 +27,7 @@ def reconciler(store: Store) -> Callable[[], None]:
     """The function that removes all that has lost its owner or its namespace."""
 
     def reconcile() -> None:
-        items = [(resource, item) for resource in all_resources() for item in store.list(resource)]
+        items = [(resource, item) for resource in store.kinds.stored() for item in store.list(resource)]
         living = {item["metadata"]["uid"]: item for _, item in items}
         dependents: dict[str, list[tuple[Resource, Object]]] = {}
         for resource, item in items:
@@ -93,12 +95,12 @@ def _collect(store: Store, resource: Resource, item: Object, living: dict[str, O
     references = item["metadata"].get("ownerReferences") or ()
     if not references or "deletionTimestamp" in item["metadata"]:
         return
-    if not any(_is_there(reference, item, living) for reference in references):
+    if not any(_is_there(store, reference, item, living) for reference in references):
         delete(store, resource, *key_of(item), DeleteOptions(uid=item["metadata"]["uid"]))
 
 
-def _is_there(reference: Object, item: Object, living: dict[str, Object]) -> bool:
-    kind = by_kind(reference["apiVersion"], reference["kind"])
+def _is_there(store: Store, reference: Object, item: Object, living: dict[str, Object]) -> bool:
+    kind = store.kinds.by_kind(reference["apiVersion"], reference["kind"])
     if kind is None:
         return True
     owner = living.get(reference["uid"])
@@ -123,7 +125,7 @@ def _empty(store: Store, namespace: Object) -> None:
 
 
 def _contents(store: Store, namespace: str) -> Iterator[tuple[Resource, Object]]:
-    for resource in all_resources():
+    for resource in store.kinds.stored():
         if resource.namespaced:
             for item in store.list(resource, namespace):
                 yield resource, item

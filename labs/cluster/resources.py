@@ -1,13 +1,15 @@
-"""The kinds of objects that the API knows, as one table; the API server, the store and discovery read it.
+"""The kinds of objects that the API has from the start, as one table, and what can be said of an object of any kind.
 
-Stands for the API's group/version/resource scheme (k8s.io/apimachinery, runtime.Scheme) and its discovery data. A new
-kind is one more line here. Left out: conversion between versions; each kind is served in the one version that is stable
-today.
+Stands for the API's group/version/resource scheme (k8s.io/apimachinery, runtime.Scheme). A new kind is one more line
+here. Left out: conversion between versions; each of these kinds is served in the one version that is stable today.
+
+What belongs here: values. What does not: which kinds are served just now (`labs.cluster.kinds`), since custom ones come
+and go.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 Object = dict[str, Any]
@@ -26,35 +28,66 @@ WITH_STATUS = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
+class CustomVersion:
+    """What a CustomResourceDefinition says of one of its versions.
+
+    `schema` is its openAPIV3Schema, `columns` its additionalPrinterColumns, `scale` its subresource of that name;
+    `storage` is the apiVersion in which objects are kept; `warning` is what clients are told who use a deprecated
+    version; `terminating`: the definition is being deleted.
+    """
+
+    schema: Object
+    columns: tuple[Object, ...]
+    has_status: bool
+    scale: Object | None
+    storage: str
+    list_kind: str
+    warning: str = ""
+    terminating: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Resource:
-    """One kind of object. `group` is "" for the core group. `short`: what kubectl takes for it. `custom`: it comes from
-    a CustomResourceDefinition, and `custom_subresources` are those that it says."""
+    """One kind of object. `group` is "" for the core group. `short`: what kubectl takes for it. `custom`: what is known
+    of a kind that comes from a CustomResourceDefinition, None for the others."""
 
     group: str
     version: str
     plural: str
-    singular: str
+    singular: str = field(compare=False)
     kind: str
     namespaced: bool
-    short: tuple[str, ...] = ()
-    categories: tuple[str, ...] = ()
-    custom: bool = False
-    custom_subresources: tuple[str, ...] = ()
+    short: tuple[str, ...] = field(default=(), compare=False)
+    categories: tuple[str, ...] = field(default=(), compare=False)
+    custom: CustomVersion | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def is_view(self) -> bool:
+        """Whether this is only another name for what is stored under its first one: events.k8s.io shows Events."""
+        return self.group == "events.k8s.io"
 
     @property
     def stored(self) -> Resource:
-        """The resource as which the store has these objects: an Event is one object under two names."""
-        return EVENTS if self.group == "events.k8s.io" else self
+        """The resource as which the store has these objects: an Event is one object under two names, and a custom
+        object is one in all its versions."""
+        if self.is_view:
+            return EVENTS
+        return self if self.custom is None else replace(self, version="", custom=None)
+
+    @property
+    def list_kind(self) -> str:
+        """The kind of a list of these objects."""
+        return f"{self.kind}List" if self.custom is None else self.custom.list_kind
 
     @property
     def has_generation(self) -> bool:
         """Whether the objects count the changes of their spec."""
-        return self.kind in WITH_GENERATION or self.custom
+        return not self.version or self.custom is not None or (self.kind in WITH_GENERATION)
 
     @property
     def has_status(self) -> bool:
         """Whether clients write the status apart from the rest."""
-        return self.kind in WITH_STATUS or "status" in self.custom_subresources
+        return self.kind in WITH_STATUS if self.custom is None else self.custom.has_status
 
     @property
     def api_version(self) -> str:
@@ -91,6 +124,10 @@ INGRESSCLASSES = Resource("networking.k8s.io", "v1", "ingressclasses", "ingressc
 NETWORKPOLICIES = Resource(
     "networking.k8s.io", "v1", "networkpolicies", "networkpolicy", "NetworkPolicy", True, ("netpol",)
 )
+DEFINITIONS = Resource(
+    *("apiextensions.k8s.io", "v1", "customresourcedefinitions", "customresourcedefinition"),
+    *("CustomResourceDefinition", False, ("crd", "crds"), ("api-extensions",)),
+)
 
 ALL = (
     *(NAMESPACES, NODES, PODS, SERVICES, ENDPOINTS, CONFIGMAPS, SECRETS, SERVICEACCOUNTS, EVENTS),
@@ -98,30 +135,15 @@ ALL = (
     ENDPOINTSLICES,
     EVENTS_V1,
     *(INGRESSES, INGRESSCLASSES, NETWORKPOLICIES),
+    DEFINITIONS,
 )
 
-_BY_KIND = {(resource.api_version, resource.kind): resource for resource in ALL}
-_BY_PATH = {(resource.prefix, resource.plural): resource for resource in ALL}
 
-
-def all_served() -> tuple[Resource, ...]:
-    """Everything that is served now, also what is a view on something else."""
-    return tuple(_BY_KIND.values())
-
-
-def all_resources() -> tuple[Resource, ...]:
-    """Everything that is served now, one resource for each kind of stored object."""
-    return tuple(resource for resource in _BY_KIND.values() if resource.stored is resource)
-
-
-def by_kind(api_version: str, kind: str) -> Resource | None:
-    """The resource whose objects say so of themselves."""
-    return _BY_KIND.get((api_version, kind))
-
-
-def by_path(prefix: str, plural: str) -> Resource | None:
-    """The resource served at `prefix`/…/`plural`."""
-    return _BY_PATH.get((prefix, plural))
+def in_version(resource: Resource, item: Object) -> Object:
+    """A stored object as this version of its kind shows it (the conversion strategy None: nothing else differs)."""
+    if resource.custom is None or item["apiVersion"] == resource.api_version:
+        return item
+    return {**item, "apiVersion": resource.api_version}
 
 
 def key_of(item: Object) -> tuple[str, str]:

@@ -172,7 +172,7 @@ class _Rollout:
         }
         spec = {"replicas": replicas, "selector": selector, "template": template}
         item = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": metadata, "spec": spec}
-        resource, item = prepare(self._plan, item)
+        resource, item = prepare(self._store.kinds, self._plan, item)
         created = self._store.create(resource, item)
         if replicas:
             message = f"Scaled up replica set {created['metadata']['name']} to {replicas}"

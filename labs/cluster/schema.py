@@ -50,6 +50,10 @@ _GROUPS = {
 }
 
 
+# What is not of a Go struct, so that nulls and empty lists in it are values.
+WHOLE = frozenset({"openAPIV3Schema"})
+
+
 class WrongType(ValueError):
     """A value can't be read as the type of its field; the text is what Go's decoder says."""
 
@@ -64,7 +68,7 @@ def types() -> dict[str, dict[str, str]]:
 
 def type_name(resource: Resource) -> str | None:
     """The type of a kind's objects; None for one that has no type here (custom resources)."""
-    name = f"{_GROUPS.get(resource.group, '')}.{resource.kind}"
+    name = f"{_GROUPS.get(resource.group, '')}.{resource.kind}" if resource.custom is None else ""
     return name if name in types() else None
 
 
@@ -83,7 +87,7 @@ def without_nulls(value: Any) -> Any:
     there."""
     if isinstance(value, dict):
         return {
-            key: without_nulls(entry)
+            key: entry if key in WHOLE else without_nulls(entry)
             for key, entry in value.items()
             if entry is not None and (entry != [] or key in SHOWN_EMPTY)
         }

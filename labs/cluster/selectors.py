@@ -102,7 +102,8 @@ def field_selector(text: str, resource: Resource) -> Predicate:
         if match is None:
             raise ValueError(f"invalid selector: {part!r}; can't understand {part!r}")
         field, operator, value = match.groups()
-        if field not in FIELDS[""] and field not in FIELDS.get(resource.kind, ()):
+        special = FIELDS.get(resource.kind, ()) if resource.custom is None else ()
+        if field not in FIELDS[""] and field not in special:
             raise ValueError(f"field label not supported: {field}")
         tests.append(_field_test(field.split("."), value, operator != "!="))
     return lambda item: all(test(item) for test in tests)

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from typing import NamedTuple
 
+from labs.cluster.kinds import Kinds
 from labs.cluster.resources import Object, Resource, key_of
 from tracer.errors import K8snetError
 
@@ -56,9 +57,10 @@ class Change(NamedTuple):
 
 
 class Watch:
-    """The changes of one resource, one after the other, for ever. End it with `close`, or use it in a `with`."""
+    """The changes of one resource (None: of all), one after the other, for ever. End it with `close`, or use it in a
+    `with`."""
 
-    def __init__(self, store: Store, resource: Resource, backlog: Iterable[Change]) -> None:
+    def __init__(self, store: Store, resource: Resource | None, backlog: Iterable[Change]) -> None:
         self._store = store
         self.resource = resource
         self._queue: asyncio.Queue[Change | None] = asyncio.Queue()
@@ -106,14 +108,15 @@ class Watch:
 
 
 class Store:
-    """All objects of one cluster."""
+    """All objects of one cluster. `kinds`: what it can have."""
 
     def __init__(self) -> None:
         self.version = 1
+        self.kinds = Kinds()
         self._items: dict[Resource, dict[tuple[str, str], Object]] = {}
         self._history: deque[Change] = deque(maxlen=HISTORY)
         self._forgotten = 1  # watches can't start before this version
-        self._watches: dict[Resource, set[Watch]] = {}
+        self._watches: dict[Resource | None, set[Watch]] = {}
 
     def get(self, resource: Resource, namespace: str, name: str) -> Object:
         """One object. Raises NotFound."""
@@ -185,16 +188,25 @@ class Store:
         gone = {**current, "metadata": {**current["metadata"]}}
         return self._write(DELETED, resource, (namespace, name), gone, current)
 
-    def watch(self, resource: Resource, since: int | None = None) -> Watch:
-        """The changes of a kind after version `since` (None: from now on). Raises Expired when some are forgotten."""
+    def watch(self, resource: Resource | None, since: int | None = None) -> Watch:
+        """The changes of a kind (None: of all, also of kinds to come) after version `since` (None: from now on).
+
+        Raises Expired when some are forgotten.
+        """
         backlog: list[Change] = []
         if since is not None and since < self.version:
             if since < self._forgotten:
                 raise Expired(f"too old resource version: {since} ({self._forgotten})")
-            backlog = [change for change in self._history if change.version > since and change.resource == resource]
+            news = [change for change in self._history if change.version > since]
+            backlog = [change for change in news if resource in (None, change.resource)]
         watch = Watch(self, resource, backlog)
         self._watches.setdefault(resource, set()).add(watch)
         return watch
+
+    def end_watches(self, resource: Resource) -> None:
+        """Cut off whoever watches a kind, which is no longer served."""
+        for watch in tuple(self._watches.pop(resource, ())):
+            watch.close()
 
     def forget(self, watch: Watch) -> None:
         """Tell `watch` no more."""
@@ -214,7 +226,7 @@ class Store:
             self._forgotten = self._history[0].version
         change = Change(self.version, kind, resource, item, previous)
         self._history.append(change)
-        for watch in tuple(self._watches.get(resource, ())):
+        for watch in (*self._watches.get(resource, ()), *self._watches.get(None, ())):
             watch.offer(change)
         return item
 

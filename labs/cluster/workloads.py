@@ -147,7 +147,8 @@ class _Owner:
         }
         metadata["labels"] = {**(metadata.get("labels") or {}), **(labels or {})}
         spec = template["spec"] if node is None else {**template["spec"], "nodeName": node}
-        resource, pod = prepare(self._plan, {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+        item = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+        resource, pod = prepare(self._store.kinds, self._plan, item)
         self._store.create(resource, pod)
         self._events.normal(self._item, "SuccessfulCreate", f"Created pod: {pod['metadata']['name']}")
 

@@ -41,6 +41,7 @@ from labs.cluster.api.containers import Place
 from labs.cluster.api.server import ApiServer
 from labs.cluster.certificates import Authority, TokenIssuer, server_context
 from labs.cluster.controller import run_controller
+from labs.cluster.extensions import establishing
 from labs.cluster.kubeconfig import render as render_kubeconfig
 from labs.cluster.kubelet import Kubelet
 from labs.cluster.ledger import Ledger
@@ -53,7 +54,6 @@ from labs.cluster.resources import (
     NODES,
     SERVICES,
     Object,
-    all_resources,
     key_of,
 )
 from labs.cluster.runtime.client import Runtime, Started
@@ -122,7 +122,9 @@ class World:
         self._run("deployments", rollouts.WATCHED, rollouts.reconciler(self.store, self.options.plan))
         self._run("workloads", workloads.WATCHED, workloads.reconciler(self.store, self.options.plan))
         self._run("endpointslices", endpointslices.WATCHED, self._reconcile_endpoints)
-        self._run("garbage collector", all_resources(), garbage.reconciler(self.store), garbage.concerns)
+        establish = establishing.reconciler(self.store)
+        self._run("definitions", establishing.WATCHED, establish, establishing.concerns)
+        self._run("garbage collector", garbage.WATCHED, garbage.reconciler(self.store), garbage.concerns)
         self._run("endpoints", endpoints.WATCHED, endpoints.reconciler(self.store))
         authority = self._authority.certificate.decode()
         self._run("namespaces", namespaces.WATCHED, namespaces.reconciler(self.store, authority))
@@ -298,7 +300,7 @@ class World:
 
     def _create(self, item: Object) -> None:
         try:
-            admit(self.store, self.options.plan, firstobjects.typed(item))
+            admit(self.store, self.options.plan, firstobjects.typed(self.store.kinds, item))
         except K8snetError as error:
             name = (item.get("metadata") or {}).get("name")
             raise K8snetError(f"{item.get('kind')} {name!r}: {error.message}") from error

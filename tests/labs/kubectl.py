@@ -9,8 +9,13 @@ import os
 import re
 import shutil
 import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 SECONDS = 60.0
 
@@ -43,13 +48,13 @@ class Kubectl:
 
     def __call__(self, *arguments: str, feed: str | None = None) -> str:
         """What it prints when it succeeds."""
-        done = self._run(arguments, feed)
+        done = self.run(*arguments, feed=feed)
         assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
     def fails(self, *arguments: str, feed: str | None = None) -> str:
         """What it complains of when it fails."""
-        done = self._run(arguments, feed)
+        done = self.run(*arguments, feed=feed)
         assert done.returncode != 0, f"kubectl {' '.join(arguments)} succeeded:\n{done.stdout}"
         return done.stderr
 
@@ -57,9 +62,30 @@ class Kubectl:
         """The table that it prints, by columns that two spaces part."""
         return [re.split(r"\s{2,}", line.strip()) for line in self(*arguments).splitlines()]
 
-    def _run(self, arguments: tuple[str, ...], feed: str | None) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, feed: str | None = None) -> subprocess.CompletedProcess[str]:
+        """Its exit code and all that it says."""
         command = [self.program, "--namespace", self.namespace, *arguments]
         env = {"HOME": str(self.home), "KUBECONFIG": self.kubeconfig, "PATH": os.environ["PATH"]}
         return subprocess.run(
             command, input=feed, env=env, capture_output=True, text=True, timeout=SECONDS, check=False
         )
+
+
+@contextmanager
+def in_namespace(program: str | None, kubeconfig: str, words: str, home: Path) -> Iterator[Kubectl]:
+    """A kubectl in a namespace of its own, named after `words`. Skips the test without a kubectl."""
+    if program is None:
+        pytest.skip("needs kubectl; to run it: scripts/setup")
+    namespace = re.sub(r"[^a-z0-9]+", "-", words.lower())[:50].strip("-")
+    one = Kubectl(program, kubeconfig, home, namespace)
+    assert one("create", "namespace", namespace) == f"namespace/{namespace} created\n"
+    yield one
+    one("delete", "namespace", namespace, "--wait=false")
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 30.0) -> bool:
+    """Whether something becomes true in time."""
+    end = time.monotonic() + seconds
+    while not (done := true()) and time.monotonic() < end:
+        time.sleep(0.05)
+    return done

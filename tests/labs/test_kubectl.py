@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.labs.kubectl import Kubectl, name_of, programs
+from tests.labs.kubectl import Kubectl, in_namespace, name_of, programs, wait_until
 from tests.labs.lab import Lab
 
 pytestmark = pytest.mark.root
@@ -52,37 +51,20 @@ def lab_for_kubectl() -> Iterator[Lab]:
         yield running
 
 
-def in_namespace(program: str | None, cluster: Lab, words: str, home: Path) -> Iterator[Kubectl]:
-    """A kubectl in a namespace that is there for one test."""
-    if program is None:
-        pytest.skip("needs kubectl; to run it: scripts/setup")
-    namespace = re.sub(r"[^a-z0-9]+", "-", words.lower())[:50].strip("-")
-    one = Kubectl(program, cluster.kubeconfig(), home, namespace)
-    assert one("create", "namespace", namespace) == f"namespace/{namespace} created\n"
-    yield one
-    one("delete", "namespace", namespace, "--wait=false")
-
-
 @pytest.fixture
 def kubectl(request: pytest.FixtureRequest, lab_for_kubectl: Lab, tmp_path: Path) -> Iterator[Kubectl]:
     """The kubectl on PATH."""
     program = next(iter(programs()), None)
-    yield from in_namespace(program, lab_for_kubectl, request.node.name.removeprefix("test_"), tmp_path)
+    with in_namespace(program, lab_for_kubectl.kubeconfig(), request.node.name.removeprefix("test_"), tmp_path) as one:
+        yield one
 
 
 @pytest.fixture(params=programs() or [None], ids=lambda program: name_of(program) if program else "none")
 def any_kubectl(request: pytest.FixtureRequest, lab_for_kubectl: Lab, tmp_path: Path) -> Iterator[Kubectl]:
     """Each kubectl of this machine."""
     name = name_of(request.param) if request.param else ""
-    yield from in_namespace(request.param, lab_for_kubectl, f"tour-{name}", tmp_path)
-
-
-def wait_until(true: Callable[[], bool], seconds: float = 30.0) -> bool:
-    """Whether something becomes true in time."""
-    end = time.monotonic() + seconds
-    while not (done := true()) and time.monotonic() < end:
-        time.sleep(0.05)
-    return done
+    with in_namespace(request.param, lab_for_kubectl.kubeconfig(), f"tour-{name}", tmp_path) as one:
+        yield one
 
 
 def speaks_websocket(kubectl: Kubectl) -> bool:

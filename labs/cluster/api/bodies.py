@@ -17,7 +17,8 @@ from aiohttp import web
 
 from labs.cluster import schema
 from labs.cluster.api import protobuf, status
-from labs.cluster.resources import Object, Resource
+from labs.cluster.extensions import structural
+from labs.cluster.resources import CustomVersion, Object, Resource
 
 MAX_BYTES = 3 * 1024 * 1024  # MaxRequestBodyBytes of the generic API server
 MAX_DEPTH = 500
@@ -158,11 +159,11 @@ def check_object(item: Object, resource: Resource, options: Options) -> Object:
 def typed(item: Object, resource: Resource, options: Options, failure: Callable[[str], status.ApiError]) -> Object:
     """An object whose fields have the right types, without its nulls; unknown fields are dropped, and told of or
     refused as the client wants. Raises what `failure` makes of the words."""
-    name = schema.type_name(resource)
-    if name is None:
-        return _metadata_only(item, options, failure)
     try:
-        unknown = schema.check(item, name)
+        if resource.custom is not None:
+            kept, unknown = _custom(item, resource.custom)
+        else:
+            kept, unknown = _builtin(item, str(schema.type_name(resource)))
     except schema.WrongType as error:
         raise failure(str(error)) from None
     except RecursionError:
@@ -172,14 +173,20 @@ def typed(item: Object, resource: Resource, options: Options, failure: Callable[
         raise failure(f"strict decoding error: {', '.join(words)}")
     if words and options.validation == "Warn":
         options.warnings += words
+    return kept
+
+
+def _builtin(item: Object, name: str) -> tuple[Object, list[str]]:
+    """An object of a type, and the paths of what it does not have."""
+    unknown = schema.check(item, name)
     cleaned: Object = schema.without_nulls(item)
-    return schema.prune(cleaned, name) if unknown else cleaned
+    return schema.prune(cleaned, name) if unknown else cleaned, unknown
 
 
-def _metadata_only(item: Object, options: Options, failure: Callable[[str], status.ApiError]) -> Object:
-    """Custom resources have types only in their metadata."""
-    try:
-        schema.check(item.get("metadata") or {}, "meta_v1.ObjectMeta")
-    except schema.WrongType as error:
-        raise failure(str(error)) from None
-    return {**item, "metadata": schema.without_nulls(item.get("metadata") or {})}
+def _custom(item: Object, version: CustomVersion) -> tuple[Object, list[str]]:
+    """A custom object: its metadata has a type as all metadata have, the rest a schema."""
+    metadata = item.get("metadata") or {}
+    unknown = [f"metadata.{path}" for path in schema.check(metadata, "meta_v1.ObjectMeta")]
+    kept, others = structural.pruned(item, version.schema)
+    cleaned = schema.prune(schema.without_nulls(metadata), "meta_v1.ObjectMeta")
+    return {**kept, "metadata": cleaned}, unknown + others

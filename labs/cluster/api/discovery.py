@@ -7,10 +7,12 @@ clients do without, and OpenAPI.
 from __future__ import annotations
 
 import platform
+import re
 from typing import Any
 
 from labs.cluster.api.paths import subresources_of
-from labs.cluster.resources import ALL, NAMESPACES, Resource
+from labs.cluster.kinds import Kinds
+from labs.cluster.resources import NAMESPACES, Resource
 
 GIT_VERSION = "v1.30.5"  # the version whose behaviour this cluster follows
 READ_VERBS = ["get", "list", "watch"]
@@ -46,40 +48,54 @@ def architecture() -> str:
     return {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
 
 
-def document(path: str, server: str) -> dict[str, Any] | None:
+def document(kinds: Kinds, path: str, server: str) -> dict[str, Any] | None:
     """The discovery document at `path`, or None. `server`: host and port under which clients reach us."""
+    groups = _groups(kinds)
     if path == "/api":
         addresses = [{"clientCIDR": "0.0.0.0/0", "serverAddress": server}]
         return {"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": addresses}
     if path == "/apis":
-        return {"kind": "APIGroupList", "apiVersion": "v1", "groups": [_group(name) for name in _groups()]}
+        return {"kind": "APIGroupList", "apiVersion": "v1", "groups": [_group(*group) for group in groups.items()]}
     name = path.removeprefix("/apis/")
-    if name in _groups():
-        return {"kind": "APIGroup", "apiVersion": "v1", **_group(name)}
-    kinds = [resource for resource in ALL if resource.prefix == path]
-    if kinds:
+    if name in groups:
+        return {"kind": "APIGroup", "apiVersion": "v1", **_group(name, groups[name])}
+    found = [resource for resource in kinds.served() if resource.prefix == path]
+    if found:
         return {
             "kind": "APIResourceList",
             "apiVersion": "v1",
-            "groupVersion": kinds[0].api_version,
-            "resources": [entry for kind in kinds for entry in _entries(kind)],
+            "groupVersion": found[0].api_version,
+            "resources": [entry for kind in found for entry in _entries(kind)],
         }
     return None
 
 
-def _groups() -> list[str]:
-    return sorted({resource.group for resource in ALL if resource.group})
+def _groups(kinds: Kinds) -> dict[str, list[str]]:
+    """The versions of each group, the best one first."""
+    found: dict[str, set[str]] = {}
+    for resource in kinds.served():
+        if resource.group:
+            found.setdefault(resource.group, set()).add(resource.version)
+    return {group: sorted(found[group], key=rank) for group in sorted(found)}
 
 
-def _group(name: str) -> dict[str, Any]:
-    versions = sorted({resource.version for resource in ALL if resource.group == name})
+def rank(version: str) -> tuple[int, int, int, str]:
+    """By which versions are sorted: stable ones first, then betas, then alphas, each with the newest first, then what
+    is no version of Kubernetes' form (k8s.io/apimachinery/pkg/version, CompareKubeAwareVersionStrings)."""
+    match = re.fullmatch(r"v([1-9]\d*)(?:(alpha|beta)([1-9]\d*))?", version)
+    if match is None:
+        return 3, 0, 0, version
+    return {None: 0, "beta": 1, "alpha": 2}[match[2]], -int(match[1]), -int(match[3] or 0), ""
+
+
+def _group(name: str, versions: list[str]) -> dict[str, Any]:
     entries = [{"groupVersion": f"{name}/{version}", "version": version} for version in versions]
     return {"name": name, "versions": entries, "preferredVersion": entries[0]}
 
 
 def _entries(resource: Resource) -> list[dict[str, Any]]:
     """A kind and its subresources."""
-    verbs = VERBS if resource.stored is resource else READ_VERBS
+    verbs = READ_VERBS if resource.is_view else VERBS
     entry = {
         "name": resource.plural,
         "singularName": resource.singular,

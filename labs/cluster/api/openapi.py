@@ -4,26 +4,26 @@ Stands for k8s.io/kube-openapi and the documents that kube-apiserver publishes a
 `labs.cluster.schema` and the merge keys, with the names that the real documents have. Left out: descriptions (explain
 shows fields and types), responses, and all operations but those by which kubectl finds what it looks for.
 
-Each is made once, when it is first asked for.
-
-What belongs here: the documents as JSON values. What does not: their encoding as protobuf
-(`labs.cluster.api.openapi_proto`).
+What belongs here: the documents as JSON values. What does not: the schemas of custom kinds
+(`labs.cluster.extensions.publishing`), the encoding as protobuf (`labs.cluster.api.openapi_proto`).
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from labs.cluster import schema
 from labs.cluster.api.discovery import GIT_VERSION
 from labs.cluster.api.openapi_proto import encode
 from labs.cluster.api.strategic import merge_key
-from labs.cluster.resources import Resource, all_served
+from labs.cluster.extensions import publishing as custom
+from labs.cluster.kinds import Kinds
+from labs.cluster.resources import Resource
 
+METADATA = "meta_v1.ObjectMeta"
 GVK = "x-kubernetes-group-version-kind"
 # Fields whose patches also say which keys stay (patchStrategy retainKeys).
 RETAIN = {("DeploymentSpec", "strategy"), ("PodSpec", "volumes"), ("PodSpec", "resourceClaims")}
@@ -42,28 +42,56 @@ _PLAIN: dict[str, dict[str, Any]] = {
 _QUERY = ("dryRun", "fieldManager", "fieldValidation", "force", "pretty")
 
 
-@functools.cache
-def index() -> dict[str, Any]:
-    """/openapi/v3: where the document of each group and version is."""
-    paths = {}
-    for prefix in sorted({resource.prefix for resource in all_served()}):
-        digest = hashlib.sha256(json.dumps(group_document(prefix), sort_keys=True).encode()).hexdigest()[:32].upper()
-        paths[prefix[1:]] = {"serverRelativeURL": f"/openapi/v3{prefix}?hash={digest}"}
-    return {"paths": paths}
+class OpenApi:
+    """The documents of one API. Each is made when it is first asked for, and again when kinds came or went."""
+
+    def __init__(self, kinds: Kinds) -> None:
+        self._kinds = kinds
+        self._revision = -1
+        self._made: dict[str, Any] = {}
+
+    def index(self) -> dict[str, Any]:
+        """/openapi/v3: where the document of each group and version is."""
+        return dict(self._once("/openapi/v3", self._index))
+
+    def group(self, prefix: str) -> dict[str, Any] | None:
+        """The OpenAPI v3 document of one group and version, or None for one that is not served."""
+        resources = [resource for resource in self._kinds.served() if resource.prefix == prefix]
+        return dict(self._once(prefix, lambda: _group_document(resources))) if resources else None
+
+    def swagger(self) -> dict[str, Any]:
+        """/openapi/v2: everything in one document."""
+        return dict(self._once("/openapi/v2", lambda: _swagger(self._kinds.served())))
+
+    def swagger_as_protobuf(self) -> bytes:
+        """The same for those who take it in that form only."""
+        return bytes(self._once("protobuf", lambda: encode(self.swagger())))
+
+    def _once(self, name: str, make: Callable[[], Any]) -> Any:
+        if self._revision != self._kinds.revision:
+            self._made.clear()
+            self._revision = self._kinds.revision
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
+
+    def _index(self) -> dict[str, Any]:
+        paths = {}
+        for prefix in sorted({resource.prefix for resource in self._kinds.served()}):
+            text = json.dumps(self.group(prefix), sort_keys=True)
+            digest = hashlib.sha256(text.encode()).hexdigest()[:32].upper()
+            paths[prefix[1:]] = {"serverRelativeURL": f"/openapi/v3{prefix}?hash={digest}"}
+        return {"paths": paths}
 
 
-@functools.cache
-def group_document(prefix: str) -> dict[str, Any] | None:
-    """The OpenAPI v3 document of one group and version, or None for one that is not served."""
-    resources = [resource for resource in all_served() if resource.prefix == prefix]
-    if not resources:
-        return None
+def _group_document(resources: list[Resource]) -> dict[str, Any]:
     schemas = {}
-    for kind in _reachable(name for resource in resources if (name := schema.type_name(resource))):
+    roots = [name for resource in resources if (name := schema.type_name(resource))]
+    for kind in _reachable([*roots, *([METADATA] if any(resource.custom for resource in resources) else [])]):
         schemas[public_name(kind)] = _type(kind, "#/components/schemas/")
     for resource in resources:
-        if not schema.type_name(resource):
-            schemas[_custom_name(resource)] = _custom(resource)
+        if resource.custom is not None:
+            schemas[custom.public_name(resource)] = {**custom.version_3(resource), GVK: [gvk(resource)]}
         else:
             name = public_name(str(schema.type_name(resource)))
             schemas[name] = {**schemas[name], GVK: [gvk(resource)]}
@@ -75,25 +103,16 @@ def group_document(prefix: str) -> dict[str, Any] | None:
     }
 
 
-@functools.cache
-def swagger_as_protobuf() -> bytes:
-    """The same for those who take it in that form only."""
-    return encode(swagger())
-
-
-@functools.cache
-def swagger() -> dict[str, Any]:
-    """/openapi/v2: everything in one document."""
-    resources = all_served()
+def _swagger(resources: Iterable[Resource]) -> dict[str, Any]:
     definitions = {}
-    for kind in _reachable(name for resource in resources if (name := schema.type_name(resource))):
+    for kind in _reachable([METADATA, *(name for resource in resources if (name := schema.type_name(resource)))]):
         definitions[public_name(kind)] = _type(kind, "#/definitions/")
     for resource in resources:
-        if name := schema.type_name(resource):
-            entry = definitions[public_name(name)]
-            entry[GVK] = [*entry.get(GVK, ()), gvk(resource)]
+        if resource.custom is not None:
+            definitions[custom.public_name(resource)] = {**custom.version_2(resource), GVK: [gvk(resource)]}
         else:
-            definitions[_custom_name(resource)] = _custom(resource)
+            entry = definitions[public_name(str(schema.type_name(resource)))]
+            entry[GVK] = [*entry.get(GVK, ()), gvk(resource)]
     return {
         "swagger": "2.0",
         "info": {"title": "Kubernetes", "version": GIT_VERSION},
@@ -165,15 +184,6 @@ def _value(kind: str, prefix: str, name: str) -> dict[str, Any]:
     if kind == "int" and name in schema.WIDE:
         return {"type": "integer", "format": "int64"}
     return dict(_PLAIN[kind])
-
-
-def _custom_name(resource: Resource) -> str:
-    return f"{'.'.join(reversed(resource.group.split('.')))}.{resource.version}.{resource.kind}"
-
-
-def _custom(resource: Resource) -> dict[str, Any]:
-    """A custom resource: any fields."""
-    return {"type": "object", "x-kubernetes-preserve-unknown-fields": True, GVK: [gvk(resource)]}
 
 
 def _paths(resource: Resource, version: int) -> list[tuple[str, dict[str, Any]]]:

@@ -84,9 +84,12 @@ def _schema(entry: dict[str, Any]) -> bytes:
         data += _text(1, entry["$ref"])
     if "format" in entry:
         data += _text(2, entry["format"])
+    if "description" in entry:
+        data += _text(4, entry["description"])
     data += _texts(19, entry.get("required", ()))
     if "additionalProperties" in entry:
-        data += _part(21, _part(1, _schema(entry["additionalProperties"])))
+        more = entry["additionalProperties"]
+        data += _part(21, _part(1, _schema(more)) if isinstance(more, dict) else _varint(2 << 3) + bytes([bool(more)]))
     if "type" in entry:
         data += _part(22, _text(1, entry["type"]))
     if "items" in entry:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from labs.cluster.api import status
-from labs.cluster.resources import DEPLOYMENTS, NAMESPACES, PODS, REPLICASETS, Resource, by_path
+from labs.cluster.kinds import Kinds
+from labs.cluster.resources import DEPLOYMENTS, NAMESPACES, PODS, REPLICASETS, Resource
 
 SUBRESOURCES = {
     NAMESPACES: ("status", "finalize"),
@@ -21,6 +22,8 @@ SUBRESOURCES = {
 
 def subresources_of(resource: Resource) -> tuple[str, ...]:
     """The subresources that a kind has."""
+    if resource.custom is not None and resource.custom.scale is not None:
+        return ("status", "scale") if resource.has_status else ("scale",)
     return SUBRESOURCES.get(resource, ("status",) if resource.has_status else ())
 
 
@@ -34,15 +37,15 @@ class Target:
     subresource: str = ""
 
     @classmethod
-    def parse(cls, path: str) -> Target:
+    def parse(cls, kinds: Kinds, path: str) -> Target:
         """Raises ApiError 404 for what we do not serve."""
         parts = path.strip("/").split("/")
         depth = 2 if parts[0] == "api" else 3
         prefix, rest = "/" + "/".join(parts[:depth]), parts[depth:]
         namespace = ""
-        if len(rest) >= 3 and rest[0] == "namespaces" and (by_path(prefix, rest[2]) is not None):
+        if len(rest) >= 3 and rest[0] == "namespaces" and kinds.by_path(prefix, rest[2]) is not None:
             namespace, rest = rest[1], rest[2:]
-        resource = by_path(prefix, rest[0]) if rest else None
+        resource = kinds.by_path(prefix, rest[0]) if rest else None
         if resource is None or len(rest) > 3 or (namespace and not resource.namespaced):
             raise status.no_such_path()
         name = rest[1] if len(rest) >= 2 else ""

@@ -15,7 +15,7 @@ from labs.cluster.api import status
 from labs.cluster.api.paths import Target
 from labs.cluster.api.tables import table
 from labs.cluster.events import as_events_v1
-from labs.cluster.resources import EVENTS, Object, Resource
+from labs.cluster.resources import Object, Resource, in_version
 from labs.cluster.store import NotFound, Store
 
 
@@ -27,7 +27,7 @@ def get(store: Store, request: web.BaseRequest, target: Target) -> dict[str, Any
 def find(store: Store, target: Target) -> Object:
     """One object. Raises ApiError 404."""
     try:
-        return store.get(target.resource.stored, target.namespace, target.name)
+        return in_version(target.resource, store.get(target.resource.stored, target.namespace, target.name))
     except NotFound:
         raise status.not_found(target.resource, target.name) from None
 
@@ -56,7 +56,7 @@ def selected_items(store: Store, request: web.BaseRequest, target: Target) -> li
 def as_list(resource: Resource, items: list[Object], version: str) -> dict[str, Any]:
     """A list object, such as PodList."""
     return {
-        "kind": f"{resource.kind}List",
+        "kind": resource.list_kind,
         "apiVersion": resource.api_version,
         "metadata": {"resourceVersion": version},
         "items": [shown(resource, item) for item in items],
@@ -65,9 +65,7 @@ def as_list(resource: Resource, items: list[Object], version: str) -> dict[str, 
 
 def shown(resource: Resource, item: Object) -> Object:
     """A stored object in the version in which it is asked for."""
-    if resource.stored is not resource and resource.stored == EVENTS:
-        return as_events_v1(resource, item)
-    return item
+    return as_events_v1(resource, item) if resource.is_view else in_version(resource, item)
 
 
 def selection(request: web.BaseRequest, target: Target) -> selectors.Predicate:

@@ -17,9 +17,10 @@ from http import HTTPStatus
 
 from aiohttp import web
 
-from labs.cluster.api import auth, bodies, discovery, execution, logs, openapi, openapi_proto, scale, status
+from labs.cluster.api import auth, bodies, discovery, execution, logs, openapi_proto, scale, status
 from labs.cluster.api.bodies import Options
 from labs.cluster.api.containers import Locate
+from labs.cluster.api.openapi import OpenApi
 from labs.cluster.api.paths import Target
 from labs.cluster.api.reading import as_list, find, form, get, list_items, selected_items
 from labs.cluster.api.watching import watch
@@ -53,6 +54,7 @@ class ApiServer:
         self._tokens = tokens
         self._context = context
         self._writer = Writer(store, plan)
+        self._openapi = OpenApi(store.kinds)
         self._runner = web.ServerRunner(web.Server(self._handle, access_log=None))
         self._ending = asyncio.Event()
 
@@ -79,7 +81,7 @@ class ApiServer:
         user = auth.authenticate(request, self._tokens)
         if path in ("/healthz", "/livez", "/readyz"):
             return web.Response(text="ok")
-        fixed = discovery.version() if path == "/version" else discovery.document(path, request.host)
+        fixed = discovery.version() if path == "/version" else discovery.document(self._store.kinds, path, request.host)
         if fixed is not None:
             auth.authorize(user, request.method.lower(), None, "", "", path)
             if request.method != "GET":
@@ -87,14 +89,20 @@ class ApiServer:
             return _json(fixed)
         if path.startswith("/openapi/"):
             auth.authorize(user, request.method.lower(), None, "", "", path)
-            return _openapi(request, path)
+            return _openapi(self._openapi, request, path)
         if not path.startswith(("/api/", "/apis/")):
             raise status.no_such_path()
-        target = Target.parse(path)
+        target = Target.parse(self._store.kinds, path)
         verb = _verb(request, target)
         auth.authorize(user, verb, target.resource, target.namespace, target.name, path)
         if target.subresource in STREAMING:
             return await self._stream(request, target)
+        response = await self._serve(request, target, verb)
+        if target.resource.custom is not None and target.resource.custom.warning and not response.prepared:
+            response.headers.add("Warning", _warning(target.resource.custom.warning))
+        return response
+
+    async def _serve(self, request: web.BaseRequest, target: Target, verb: str) -> web.StreamResponse:
         match verb:
             case "get":
                 return await self._get(request, target)
@@ -112,7 +120,7 @@ class ApiServer:
 
     async def _get(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
         if target.subresource == "scale":
-            return _json(scale.scale_of(find(self._store, target)))
+            return _json(scale.scale_of(target.resource, find(self._store, target)))
         if target.subresource == "log":
             return await logs.send(request, find(self._store, target), self._locate)
         if target.subresource not in ("", "status"):
@@ -156,14 +164,14 @@ class ApiServer:
         return _json(as_list(target.resource, items, str(self._store.version)))
 
 
-def _openapi(request: web.BaseRequest, path: str) -> web.Response:
+def _openapi(documents: OpenApi, request: web.BaseRequest, path: str) -> web.Response:
     """/openapi/v2 in the form that is asked for, /openapi/v3 and what it leads to in JSON."""
     if path == "/openapi/v2":
         if any(name in request.headers.get("Accept", "") for name in (openapi_proto.ASKED, openapi_proto.GIVEN)):
-            data = openapi.swagger_as_protobuf()
+            data = documents.swagger_as_protobuf()
             return web.Response(body=data, headers={"Content-Type": openapi_proto.GIVEN})
-        return _json(openapi.swagger())
-    document = openapi.index() if path == "/openapi/v3" else openapi.group_document(path.removeprefix("/openapi/v3"))
+        return _json(documents.swagger())
+    document = documents.index() if path == "/openapi/v3" else documents.group(path.removeprefix("/openapi/v3"))
     if document is None:
         raise status.no_such_path()
     return _json(document)
@@ -171,7 +179,7 @@ def _openapi(request: web.BaseRequest, path: str) -> web.Response:
 
 def _stored(target: Target) -> bool:
     """Whether the kind is written under this name: events.k8s.io is a view on the Events of the core group."""
-    return target.resource.stored is target.resource
+    return not target.resource.is_view
 
 
 def _verb(request: web.BaseRequest, target: Target) -> str:
@@ -198,5 +206,10 @@ def _json(document: object, code: int = 200, warnings: list[str] | None = None) 
     data = json.dumps(document, separators=(",", ":")).encode()
     response = web.Response(body=data, status=code, content_type="application/json")
     for warning in warnings or ():
-        response.headers.add("Warning", f"299 - {json.dumps(warning)}")
+        response.headers.add("Warning", _warning(warning))
     return response
+
+
+def _warning(words: str) -> str:
+    """The header that makes kubectl print "Warning: …" (RFC 7234, section 5.5)."""
+    return f"299 - {json.dumps(words)}"

@@ -9,7 +9,7 @@ import json
 from http import HTTPStatus
 from typing import Any
 
-from labs.cluster.admission import Forbidden, NoNamespace
+from labs.cluster.admission import Forbidden, NoNamespace, Terminating
 from labs.cluster.fielderrors import Invalid, unsupported
 from labs.cluster.resources import Resource
 from labs.cluster.store import AlreadyExists, Conflict, NotFound
@@ -160,6 +160,8 @@ def of_error(error: K8snetError, resource: Resource | None = None, name: str = "
         case Forbidden():
             reasons = {"causes": error.causes} if error.causes else {}
             return ApiError(HTTPStatus.FORBIDDEN, "Forbidden", error.message, {**details, **reasons})
+        case Terminating():
+            return ApiError(HTTPStatus.METHOD_NOT_ALLOWED, "MethodNotAllowed", error.message, details)
         case NotFound():
             return ApiError(HTTPStatus.NOT_FOUND, "NotFound", error.message, details)
         case AlreadyExists():

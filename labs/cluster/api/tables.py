@@ -1,7 +1,8 @@
 """The columns of `kubectl get`: the server turns objects into tables, kubectl only prints them.
 
 Stands for k8s.io/kubernetes/pkg/printers/internalversion/printers.go: the same columns in the same order, those of `-o
-wide` with priority 1. A kind that is not here gets Name and Created At, as custom resources do.
+wide` with priority 1. A kind that is not here gets Name and Created At; custom ones have the columns that their
+definitions name.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import datetime
 from collections.abc import Callable
 from typing import Any
 
-from labs.cluster.resources import Object, Resource
+from labs.cluster.extensions.columns import cell
+from labs.cluster.extensions.columns import shown as shown_columns
+from labs.cluster.resources import Object, Resource, in_version
 
 Cells = list[Any]
 NONE = "<none>"
@@ -18,6 +21,8 @@ NONE = "<none>"
 
 def table(resource: Resource, items: list[Object], version: str, include: str = "Metadata") -> dict[str, Any]:
     """A Table of objects. `include`: what each row carries of its object: Metadata, Object or None."""
+    if resource.custom is not None:
+        return _custom_table(resource, items, version, include)
     columns, cells = _TABLES.get(resource.kind, (_DEFAULT_COLUMNS, _default))
     return {
         "kind": "Table",
@@ -25,6 +30,34 @@ def table(resource: Resource, items: list[Object], version: str, include: str = 
         "metadata": {"resourceVersion": version},
         "columnDefinitions": [_definition(column) for column in columns],
         "rows": [{"cells": cells(item), "object": _carried(item, include)} for item in items],
+    }
+
+
+def _custom_table(resource: Resource, items: list[Object], version: str, include: str) -> dict[str, Any]:
+    """A Table with the columns that the definition of the kind names."""
+    assert resource.custom is not None
+    columns = shown_columns(resource.custom.columns)
+    named = [
+        {
+            "name": column["name"],
+            "type": column["type"],
+            "format": column.get("format", ""),
+            "description": column.get("description", ""),
+            "priority": column.get("priority", 0),
+        }
+        for column in columns
+    ]
+    name = {"name": "Name", "type": "string", "format": "name", "description": "", "priority": 0}
+    rows = []
+    for item in items:
+        cells = [item["metadata"]["name"], *(cell(item, column, _ago) for column in columns)]
+        rows.append({"cells": cells, "object": _carried(in_version(resource, item), include)})
+    return {
+        "kind": "Table",
+        "apiVersion": "meta.k8s.io/v1",
+        "metadata": {"resourceVersion": version},
+        "columnDefinitions": [name, *named],
+        "rows": rows,
     }
 
 

@@ -22,7 +22,7 @@ from labs.cluster.api.reading import find
 from labs.cluster.deletion import DeleteOptions
 from labs.cluster.fielderrors import Invalid, invalid
 from labs.cluster.options import AddressPlan
-from labs.cluster.resources import ENDPOINTS, EVENTS, NAMESPACES, SERVICES, Object, Resource
+from labs.cluster.resources import ENDPOINTS, EVENTS, NAMESPACES, SERVICES, Object, Resource, in_version
 from labs.cluster.store import Store
 from labs.cluster.validation import show_patch
 from tracer.errors import K8snetError
@@ -77,19 +77,19 @@ class Writer:
             raise status.conflict(resource, target.name, message)
         with _errors(resource, target.name):
             if target.subresource == "status":
-                return admission.replace_status(self._store, resource, old, item, dry_run=options.dry_run)
+                return admission.replace_status(self._store, self._plan, resource, old, item, dry_run=options.dry_run)
             if target.subresource == "finalize":
                 kept = {**old, "spec": {**(old.get("spec") or {}), **(item.get("spec") or {})}}
                 stored = self._store.update(resource, kept, dry_run=options.dry_run)
             else:
                 stored = admission.replace(self._store, self._plan, resource, old, item, dry_run=options.dry_run)
-            return stored if options.dry_run else deletion.let_go(self._store, resource, stored)
+            return stored if options.dry_run else deletion.let_go(self._store, resource.stored, stored)
 
     def _scale(self, target: Target, item: Object, wanted: Object, options: Options) -> Object:
         with _errors(target.resource, target.name):
-            changed = scale.scaled(item, wanted)
+            changed = scale.scaled(target.resource, item, wanted)
             stored = admission.replace(self._store, self._plan, target.resource, item, changed, dry_run=options.dry_run)
-        return scale.scale_of(stored)
+        return scale.scale_of(target.resource, stored)
 
     # --- patch --------------------------------------------------------------------------------------------------------
 
@@ -103,7 +103,7 @@ class Writer:
             return self._apply(target, patch, options)
         old = find(self._store, target)
         if target.subresource == "scale":
-            wanted = self._patched(scale.scale_of(old), patch, media_type, scale.SCALE, options)
+            wanted = self._patched(scale.scale_of(target.resource, old), patch, media_type, scale.SCALE, options)
             return self._scale(target, old, wanted, options), False
         item = self._patched(old, patch, media_type, target.resource, options)
         _check_name(target, item)
@@ -167,7 +167,7 @@ class Writer:
         with _errors(resource, target.name):
             last, gone = deletion.delete(self._store, resource.stored, target.namespace, target.name, options)
         if not gone:
-            return last
+            return in_version(resource, last)
         group = {"group": resource.group} if resource.group else {}
         details = {"name": target.name, **group, "kind": resource.plural, "uid": item["metadata"]["uid"]}
         return status.success(details)

@@ -11,28 +11,43 @@ other objects (`labs.cluster.allocation`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from labs.cluster.fielderrors import GoText, Invalid, go_value
+from labs.cluster.extensions import correctness
+from labs.cluster.fielderrors import FieldError, GoText, Invalid, go_value
 from labs.cluster.options import AddressPlan
 from labs.cluster.resources import Object, Resource
 from labs.cluster.validation import metadata, others, pods, services, workloads
 from labs.cluster.validation.words import Errors
 
 
-def validate(resource: Resource, item: Object, plan: AddressPlan, old: Object | None = None) -> None:
-    """Raise Invalid for an object that can't be stored; `old` is what it is to replace."""
+def validate(
+    resource: Resource,
+    item: Object,
+    plan: AddressPlan,
+    old: Object | None = None,
+    mistakes: Callable[[], Iterable[FieldError]] | None = None,
+) -> None:
+    """Raise Invalid for an object that can't be stored; `old` is what it is to replace.
+
+    `mistakes` finds what is wrong with a custom object besides its metadata.
+    """
     errors = [*metadata.metadata(resource, item["metadata"])]
-    errors += _BY_KIND[resource.kind](item) if resource.kind in _BY_KIND else ()
-    if resource.kind == "Service":
-        errors += services.service_families(item["spec"], plan)
     if old is not None:
         errors += metadata.update_metadata(item, old)
-        errors += _UPDATES[resource.kind](item, old) if resource.kind in _UPDATES else ()
+    errors += _of_kind(resource, item, plan, old) if mistakes is None else mistakes()
     if errors:
         name = item["metadata"].get("name") or item["metadata"].get("generateName", "")
         raise Invalid(resource.kind, name, errors, resource.group)
+
+
+def _of_kind(resource: Resource, item: Object, plan: AddressPlan, old: Object | None) -> Errors:
+    yield from _BY_KIND[resource.kind](item) if resource.kind in _BY_KIND else ()
+    if resource.kind == "Service":
+        yield from services.service_families(item["spec"], plan)
+    if old is not None and resource.kind in _UPDATES:
+        yield from _UPDATES[resource.kind](item, old)
 
 
 def show_patch(patch: Any) -> GoText:
@@ -51,6 +66,7 @@ _BY_KIND: dict[str, Callable[[Object], Errors]] = {
     "Ingress": others.ingress,
     "EndpointSlice": others.endpointslice,
     "NetworkPolicy": others.network_policy,
+    "CustomResourceDefinition": correctness.definition,
 }
 _UPDATES: dict[str, Callable[[Object, Object], Errors]] = {
     "Pod": pods.update_pod,
@@ -61,4 +77,5 @@ _UPDATES: dict[str, Callable[[Object, Object], Errors]] = {
     "ConfigMap": others.update_data,
     "Secret": others.update_secret,
     "EndpointSlice": others.update_endpointslice,
+    "CustomResourceDefinition": correctness.update,
 }

@@ -21,15 +21,14 @@ FREE_NAMES = frozenset({"Event", "CustomResourceDefinition"})
 
 def metadata(resource: Resource, metadata: Object) -> Errors:
     name, stem = metadata.get("name"), metadata.get("generateName")
-    rule = {"Service": names.dns1035_label, "Namespace": names.dns1123_label}.get(
-        resource.kind, names.dns1123_subdomain
-    )
+    special = {"Service": names.dns1035_label, "Namespace": names.dns1123_label} if resource.custom is None else {}
+    rule = special.get(resource.kind, names.dns1123_subdomain)
     if stem:
         # What comes behind it makes a hyphen at the end legal.
         yield from (invalid("metadata.generateName", stem, text) for text in rule(stem.rstrip("-") or stem))
     if not name:
         yield required("metadata.name", "name or generateName is required")
-    elif resource.kind not in FREE_NAMES:
+    elif resource.kind not in FREE_NAMES or resource.custom is not None:
         yield from (invalid("metadata.name", name, text) for text in rule(name))
     if not resource.namespaced and metadata.get("namespace"):
         yield forbidden("metadata.namespace", "not allowed on this type")

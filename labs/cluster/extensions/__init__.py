@@ -1,0 +1,8 @@
+"""Custom resources: kinds that a CustomResourceDefinition brings to the API.
+
+Stands for k8s.io/apiextensions-apiserver. Left out: conversion by webhooks; CEL beyond its standard functions, and the
+costs of rules (`labs.cluster.extensions.rules`); selectable fields.
+
+What belongs here: definitions, and what they say of their objects. What does not: HTTP and patches, which are the same
+for all kinds (`labs.cluster.api`).
+"""
