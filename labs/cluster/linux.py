@@ -67,6 +67,11 @@ def unmount(target: str, flags: int = 0) -> None:
     _check(_libc.umount2(target.encode(), flags), f"umount {target}")
 
 
+def pivot_root(new_root: str, put_old: str) -> None:
+    """Make the mount at `new_root` this mount namespace's root, and show the old one at `put_old`: pivot_root(2)."""
+    _check(_libc.pivot_root(new_root.encode(), put_old.encode()), f"pivot_root {new_root}")
+
+
 def clone_mount(path: str) -> int:
     """A descriptor for a copy of what is at `path`, a mount that is attached nowhere: open_tree(2) (Linux 5.2)."""
     flags = OPEN_TREE_CLONE | os.O_CLOEXEC

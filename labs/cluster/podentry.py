@@ -16,9 +16,10 @@ def entering(
 
     `more_env`: further NAME=VALUE pairs.
     """
-    enter = ["nsenter", f"--target={pid}", "--mount", "--uts", "--ipc", "--net", "--pid", "--wd=/"]
+    enter = ["nsenter", f"--target={pid}", "--mount", "--uts", "--ipc", "--net", "--pid"]
     pairs = [f"{key}={value}" for key, value in env.items()]
-    words = [*enter, "env", "-i", *pairs, *more_env, *command]
+    # Not nsenter's --wd: that looks for the directory before it has entered.
+    words = [*enter, "env", "-i", "--chdir=/", *pairs, *more_env, *command]
     if cgroup is None:
         return words
     return ["sh", "-c", 'echo 0 >"$0/cgroup.procs" && exec "$@"', cgroup, *words]

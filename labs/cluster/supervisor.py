@@ -52,9 +52,12 @@ def run(
             _enter_own_namespaces()
             mortal.has_own_run = True
         from labs.cluster import images, world  # takes longest of all, so the guardian is watched before
+        from labs.cluster.runtime.root import refusal
         from labs.cluster.runtime.service import fork_runtime
 
         images.preload()
+        if (why := refusal()) is not None:
+            ledger.notes.append(f"nodes and pods share the machine's files read-only: no overlay over its root: {why}")
         machine = fork_runtime("k8snet-machine")
         os.set_inheritable(lock, False)
         linux.set_process_name("k8snet-lab")

@@ -208,6 +208,7 @@ class World:
             hostname=facts.name,
             cgroup=cgroup,
             env=node_environment(facts.name),
+            keeps_machine=True,
             files={
                 "/etc/hostname": f"{facts.name}\n",
                 "/etc/hosts": f"127.0.0.1\tlocalhost\n::1\tlocalhost\n{self._host_lines()}",

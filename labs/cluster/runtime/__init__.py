@@ -12,12 +12,13 @@ since its servers are Python and loaded already: 5 ms instead of 200. It talks t
     messages.py     what goes over the socket between client and service
     service.py      the runtime process: does what it is asked, reaps (containerd)
     process.py      from a fork to a container's first process: namespaces, descriptors, signals (runc)
-    filesystem.py   what that process sees of the machine's files, and which are its own
+    root.py         a root file system: the machine's files below a writable layer (the overlayfs snapshotter)
+    filesystem.py   what is put into that: /etc/hosts and its kin, volumes, /sys of the network namespace
 
 A container has its own mount, PID, UTS and IPC namespaces and cgroup; the network namespace is the pod's (its sandbox,
-held by a mount in /run/netns as CNI runtimes do), or the node's. Left out: images are no file systems (a container sees
-the machine's files, with its own /proc, /run, /etc and network part of /sys), there is no pause process, UTS and IPC
-are per container rather than per pod, and there is no isolation from hostile programs: everything runs as root.
+held by a mount in /run/netns as CNI runtimes do), or the node's. Left out: images are no file systems (the
+machine's files are what lies below each container's writable layer), there is no pause process, UTS and IPC are per
+container rather than per pod, and there is no isolation from hostile programs: everything runs as root.
 
 What belongs here: forking, namespaces, mounts, waiting. What does not: what runs in a container
 (`labs.cluster.images`), when and where it runs (`labs.cluster.kubelet`), its network (`labs.cluster.network`).

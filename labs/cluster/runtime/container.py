@@ -24,6 +24,7 @@ class ContainerSpec:
     the network is the runtime's own. `files`: texts for /etc, by path. `volumes`: directories of small files, each its
     own mount. `binds`: files and directories of the node, by where the container sees them; missing files are made.
     `wait_for_ports`: TCP ports that must listen before the container counts as started (for programs that can't tell).
+    `keeps_machine`: it is a node, and makes root file systems for others.
     `streams` tells whether descriptors for stdin, stdout and stderr come with the request, rather than one for all
     output; `tty`: these are a terminal, which is to be the program's. `facts` is for the program: pod, namespace, node,
     addresses, ports.
@@ -41,6 +42,7 @@ class ContainerSpec:
     files: dict[str, str] = field(default_factory=dict)
     volumes: dict[str, dict[str, str]] = field(default_factory=dict)
     binds: dict[str, str] = field(default_factory=dict)
+    keeps_machine: bool = False
     wait_for_ports: list[int] = field(default_factory=list)
     streams: bool = False
     tty: bool = False

@@ -20,6 +20,7 @@ from pathlib import Path
 from labs.cluster import linux
 from labs.cluster.runtime.container import NOTIFY_FD, Container, ContainerSpec
 from labs.cluster.runtime.filesystem import arrange
+from labs.cluster.runtime.root import Machine
 from tracer.errors import K8snetError
 
 ENDING = (signal.SIGTERM, signal.SIGINT)
@@ -27,7 +28,7 @@ LISTEN_SECONDS = 10.0
 LISTEN_STATE = "0A"  # TCP_LISTEN in /proc/net/tcp (include/net/tcp_states.h)
 
 
-def start(spec: ContainerSpec, fds: list[int]) -> int:
+def start(spec: ContainerSpec, fds: list[int], machine: Machine) -> int:
     """Start a container; gives the process id of its first process, whose parent will be the caller.
 
     Two forks: the namespace that unshare(CLONE_NEWPID) makes is for children only. The middle process goes away, and
@@ -38,7 +39,7 @@ def start(spec: ContainerSpec, fds: list[int]) -> int:
     if middle == 0:
         os.close(reader)
         try:
-            _run_middle(spec, fds, writer)
+            _run_middle(spec, fds, machine, writer)
         except BaseException as error:
             os.write(writer, f"error {error}".encode())
         finally:
@@ -53,7 +54,7 @@ def start(spec: ContainerSpec, fds: list[int]) -> int:
     return int(rest)
 
 
-def _run_middle(spec: ContainerSpec, fds: list[int], writer: int) -> None:
+def _run_middle(spec: ContainerSpec, fds: list[int], machine: Machine, writer: int) -> None:
     notify, *rest = fds
     streams = [rest.pop(0) for _ in range(3 if spec.streams else 1)]
     signal.set_wakeup_fd(-1)
@@ -68,7 +69,7 @@ def _run_middle(spec: ContainerSpec, fds: list[int], writer: int) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     pid = os.fork()
     if pid == 0:
-        _run_container(spec, notify, streams, rest)
+        _run_container(spec, notify, streams, rest, machine)
     os.write(writer, f"pid {pid}".encode())
     os.close(writer)
     if spec.wait_for_ports and _wait_for_listeners(set(spec.wait_for_ports), network, pid):
@@ -93,7 +94,7 @@ def _wait_for_listeners(ports: set[int], network: int, pid: int) -> bool:
     return False
 
 
-def _run_container(spec: ContainerSpec, notify: int, streams: list[int], extra: list[int]) -> None:
+def _run_container(spec: ContainerSpec, notify: int, streams: list[int], extra: list[int], machine: Machine) -> None:
     """Become the container's first process. Never returns."""
     status = 128
     try:
@@ -102,7 +103,7 @@ def _run_container(spec: ContainerSpec, notify: int, streams: list[int], extra: 
         os.setsid()
         if spec.tty:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-        arrange(spec)
+        arrange(spec, machine)
         if spec.hostname is not None:
             socket.sethostname(spec.hostname)
         os.chdir("/")

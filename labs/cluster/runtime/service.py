@@ -18,6 +18,7 @@ from labs.cluster.runtime.client import Runtime
 from labs.cluster.runtime.container import EXTRA_FD, ContainerSpec
 from labs.cluster.runtime.messages import receive, send
 from labs.cluster.runtime.process import reset_signals, start
+from labs.cluster.runtime.root import Machine
 
 
 def fork_runtime(name: str) -> Runtime:
@@ -48,6 +49,7 @@ def serve(connection: socket.socket) -> None:
     wakeup_reader, wakeup_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wakeup_writer, warn_on_full_buffer=False)
+    machine = Machine.look()
     names: dict[int, str] = {}  # process id -> container id
     with selectors.DefaultSelector() as selector:
         selector.register(connection, selectors.EVENT_READ)
@@ -57,7 +59,7 @@ def serve(connection: socket.socket) -> None:
                 if key.fd == wakeup_reader:
                     os.read(wakeup_reader, 4096)
                     _report_exits(connection, names)
-                elif not _answer(connection, names):
+                elif not _answer(connection, names, machine):
                     return
 
 
@@ -74,7 +76,7 @@ def _report_exits(connection: socket.socket, names: dict[int, str]) -> None:
             send(connection, {"exited": names.pop(pid), "status": code if code >= 0 else 128 - code})
 
 
-def _answer(connection: socket.socket, names: dict[int, str]) -> bool:
+def _answer(connection: socket.socket, names: dict[int, str], machine: Machine) -> bool:
     """Receive and carry out one request; False when the client is gone."""
     message, fds = receive(connection)
     if message is None:
@@ -88,7 +90,7 @@ def _answer(connection: socket.socket, names: dict[int, str]) -> bool:
                 _remove_sandbox(message["name"])
             case "start":
                 spec = ContainerSpec(**message["spec"])
-                pid = start(spec, fds)
+                pid = start(spec, fds, machine)
                 names[pid] = spec.id
                 result = [os.pidfd_open(pid)]
         send(connection, {"number": message["number"]}, result)

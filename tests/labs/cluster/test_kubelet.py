@@ -128,13 +128,13 @@ def test_a_probe_comes_from_the_node_with_the_headers_asked_for(kubectl: Kubectl
 
 
 def test_liveness_restarts(cluster: Lab, kubectl: Kubectl, patience: float) -> None:
-    probe = {"exec": {"command": ["test", "!", "-e", "/run/ill"]}, **QUICK}
+    probe = {"exec": {"command": ["test", "!", "-e", "/var/ill"]}, **QUICK}
     kubectl("apply", "-f", "-", feed=pod("lively", livenessProbe=probe))
     kubectl("wait", "pod/lively", "--for=condition=Ready", "--timeout=15s")
-    cluster.exec("default/lively", "touch", "/run/ill")
+    cluster.exec("default/lively", "touch", "/var/ill")
     until(lambda: status(kubectl, "lively")["restartCount"] == 1, patience)
     assert "Container main failed liveness probe, will be restarted" in events(kubectl, "lively", "Killing")
-    kubectl("wait", "pod/lively", "--for=condition=Ready", "--timeout=15s")  # a container starts with an empty /run
+    kubectl("wait", "pod/lively", "--for=condition=Ready", "--timeout=15s")  # a container starts with a new layer
     time.sleep(1.5)
     assert status(kubectl, "lively")["restartCount"] == 1
 
