@@ -87,11 +87,18 @@ def host_ports(pod: Object) -> set[HostPort]:
 def matches_node_terms(node: NodeState, terms: Sequence[Object]) -> bool:
     """Whether a node satisfies one of the terms of a node selector; an empty term satisfies nobody."""
     return any(
-        (term.get("matchExpressions") or term.get("matchFields"))
+        bool(term.get("matchExpressions") or term.get("matchFields"))
         and all(satisfies(entry, node.labels) for entry in term.get("matchExpressions") or ())
         and all(satisfies(entry, {"metadata.name": node.name}) for entry in term.get("matchFields") or ())
         for term in terms
     )
+
+
+def matches_node_affinity(pod: Object, node: NodeState) -> bool:
+    """Whether a node is one of those that a pod asks for (GetRequiredNodeAffinity)."""
+    selector = pod["spec"].get("nodeSelector") or {}
+    terms = (_required(pod, "nodeAffinity") or {}).get("nodeSelectorTerms")
+    return selector.items() <= node.labels.items() and (terms is None or matches_node_terms(node, terms))
 
 
 def _asked_by_name(pod: Object) -> list[str]:
@@ -132,9 +139,7 @@ def _taints(pod: Object, node: NodeState, _: Sequence[NodeState]) -> Refusal | N
 
 
 def _node_affinity(pod: Object, node: NodeState, _: Sequence[NodeState]) -> Refusal | None:
-    selector = pod["spec"].get("nodeSelector") or {}
-    terms = (_required(pod, "nodeAffinity") or {}).get("nodeSelectorTerms")
-    if selector.items() <= node.labels.items() and (terms is None or matches_node_terms(node, terms)):
+    if matches_node_affinity(pod, node):
         return None
     return Refusal(("node(s) didn't match Pod's node affinity/selector",), final=True)
 

@@ -119,6 +119,7 @@ ENDPOINTSLICES = Resource("discovery.k8s.io", "v1", "endpointslices", "endpoints
 DEPLOYMENTS = Resource("apps", "v1", "deployments", "deployment", "Deployment", True, ("deploy",), ("all",))
 REPLICASETS = Resource("apps", "v1", "replicasets", "replicaset", "ReplicaSet", True, ("rs",), ("all",))
 DAEMONSETS = Resource("apps", "v1", "daemonsets", "daemonset", "DaemonSet", True, ("ds",), ("all",))
+CONTROLLERREVISIONS = Resource("apps", "v1", "controllerrevisions", "controllerrevision", "ControllerRevision", True)
 INGRESSES = Resource("networking.k8s.io", "v1", "ingresses", "ingress", "Ingress", True, ("ing",))
 INGRESSCLASSES = Resource("networking.k8s.io", "v1", "ingressclasses", "ingressclass", "IngressClass", False)
 NETWORKPOLICIES = Resource(
@@ -131,7 +132,7 @@ DEFINITIONS = Resource(
 
 ALL = (
     *(NAMESPACES, NODES, PODS, SERVICES, ENDPOINTS, CONFIGMAPS, SECRETS, SERVICEACCOUNTS, EVENTS),
-    *(DEPLOYMENTS, REPLICASETS, DAEMONSETS),
+    *(DEPLOYMENTS, REPLICASETS, DAEMONSETS, CONTROLLERREVISIONS),
     ENDPOINTSLICES,
     EVENTS_V1,
     *(INGRESSES, INGRESSCLASSES, NETWORKPOLICIES),

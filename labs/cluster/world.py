@@ -19,6 +19,7 @@ from typing import Any
 from pyroute2.netlink.exceptions import NetlinkError
 
 from labs.cluster import (
+    daemonsets,
     endpoints,
     endpointslices,
     events,
@@ -30,11 +31,11 @@ from labs.cluster import (
     namespaces,
     network,
     outside,
+    replicasets,
     rollouts,
     scheduler,
     taints,
     vxlan,
-    workloads,
 )
 from labs.cluster.admission import admit
 from labs.cluster.api.containers import Place
@@ -120,7 +121,8 @@ class World:
         self._run("scheduler", scheduler.WATCHED, scheduler.reconciler(self.store))
         self._run("taints", taints.WATCHED, taints.reconciler(self.store))
         self._run("deployments", rollouts.WATCHED, rollouts.reconciler(self.store, self.options.plan))
-        self._run("workloads", workloads.WATCHED, workloads.reconciler(self.store, self.options.plan))
+        self._run("replicasets", replicasets.WATCHED, replicasets.reconciler(self.store, self.options.plan))
+        self._run("daemonsets", daemonsets.WATCHED, daemonsets.reconciler(self.store, self.options.plan))
         self._run("endpointslices", endpointslices.WATCHED, self._reconcile_endpoints)
         establish = establishing.reconciler(self.store)
         self._run("definitions", establishing.WATCHED, establish, establishing.concerns)

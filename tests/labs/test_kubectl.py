@@ -192,6 +192,40 @@ def test_rollouts_forward_and_back(kubectl: Kubectl) -> None:
     assert "ScalingReplicaSet" in described and "Scaled up replica set web-" in described
 
 
+def test_a_rollout_that_does_not_get_on_ends_with_its_error(kubectl: Kubectl) -> None:
+    apply(kubectl, DEPLOYMENT.replace("replicas: 2", "replicas: 2\n  progressDeadlineSeconds: 2"))
+    kubectl("rollout", "status", "deploy/web", "--timeout=30s")
+    kubectl("set", "image", "deploy/web", "web=bogus:1")
+    words = kubectl.fails("rollout", "status", "deploy/web", "--timeout=30s")
+    assert words == 'error: deployment "web" exceeded its progress deadline\n'
+    assert "ProgressDeadlineExceeded" in kubectl("describe", "deploy", "web")
+    assert kubectl("rollout", "undo", "deploy/web") == "deployment.apps/web rolled back\n"
+    assert "successfully rolled out" in kubectl("rollout", "status", "deploy/web", "--timeout=30s")
+
+
+def test_daemonsets_have_a_history(kubectl: Kubectl) -> None:
+    daemonset = DEPLOYMENT.replace("kind: Deployment", "kind: DaemonSet").replace("  replicas: 2\n", "")
+    assert apply(kubectl, daemonset) == ["daemonset.apps/web created"]
+    done = 'daemon set "web" successfully rolled out\n'
+    assert kubectl("rollout", "status", "ds/web", "--timeout=30s").endswith(done)
+    assert kubectl.rows("get", "ds", "web")[1][:7] == ["web", "2", "2", "2", "2", "2", "<none>"]
+    assert kubectl("set", "image", "ds/web", "web=http-echo:v2") == "daemonset.apps/web image updated\n"
+    kubectl("annotate", "ds/web", "kubernetes.io/change-cause=two")
+    assert kubectl("rollout", "status", "ds/web", "--timeout=30s").endswith(done)
+    history = [line.split() for line in kubectl("rollout", "history", "ds/web").splitlines() if line]
+    assert [row[0] for row in history] == ["daemonset.apps/web", "REVISION", "1", "2"]
+    assert "Image:\thttp-echo:v2" in kubectl("rollout", "history", "ds/web", "--revision=2")
+    assert kubectl("rollout", "undo", "ds/web", "--to-revision=1") == "daemonset.apps/web rolled back\n"
+    assert kubectl("rollout", "status", "ds/web", "--timeout=30s").endswith(done)
+    images = "jsonpath={.items[*].spec.containers[0].image}"
+    assert kubectl("get", "pods", "-l", "app=web", "-o", images) == "http-echo http-echo"
+    assert "skipped rollback" in kubectl("rollout", "undo", "ds/web", "--to-revision=3")
+    revisions = kubectl("get", "controllerrevisions", "-o", "jsonpath={.items[*].revision}")
+    assert sorted(revisions.split()) == ["2", "3"]
+    kubectl("delete", "ds", "web", "--timeout=30s")
+    assert wait_until(lambda: kubectl("get", "controllerrevisions", "-o", "name") == "")
+
+
 def test_patches_of_every_type(kubectl: Kubectl) -> None:
     apply(kubectl, DEPLOYMENT)
     container = '{"spec":{"template":{"spec":{"containers":[{"name":"web","env":[{"name":"B","value":"2"}]}]}}}}'

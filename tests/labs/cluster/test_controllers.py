@@ -7,45 +7,25 @@ from typing import Any
 
 import pytest
 
-from labs.cluster import endpointslices, garbage, rollouts, scheduler, workloads
+from labs.cluster import daemonsets, endpointslices, garbage, ownedpods, replicasets, rollouts, scheduler
 from labs.cluster.admission import admit
-from labs.cluster.options import AddressPlan
-from labs.cluster.resources import DEPLOYMENTS, ENDPOINTSLICES, NODES, PODS, REPLICASETS, SERVICES, is_ready, key_of
+from labs.cluster.deploymentrevisions import revision
+from labs.cluster.resources import DEPLOYMENTS, ENDPOINTSLICES, PODS, REPLICASETS, SERVICES, is_ready, key_of
 from labs.cluster.store import Store
-
-PLAN = AddressPlan((4, 6))
+from tests.labs.cluster.workloads import PLAN, new_store, workload
 
 
 @pytest.fixture
 def store() -> Store:
-    store = Store()
-    admit(store, PLAN, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"}})
-    for name in ("node1", "node2", "node3"):
-        store.create(NODES, {"metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}}, "spec": {}})
-    return store
-
-
-def workload(kind: str, **spec: Any) -> dict[str, Any]:
-    return {
-        "apiVersion": "apps/v1",
-        "kind": kind,
-        "metadata": {"name": "web"},
-        "spec": {
-            "selector": {"matchLabels": {"app": "web"}},
-            "template": {
-                "metadata": {"labels": {"app": "web"}},
-                "spec": {"containers": [{"name": "web", "image": "http-echo"}]},
-            },
-            **spec,
-        },
-    }
+    return new_store()
 
 
 def run(store: Store, times: int = 3) -> None:
     """All controllers, often enough to settle."""
     reconcilers = (
         rollouts.reconciler(store, PLAN),
-        workloads.reconciler(store, PLAN),
+        replicasets.reconciler(store, PLAN),
+        daemonsets.reconciler(store, PLAN),
         scheduler.reconciler(store),
         endpointslices.reconciler(store),
         garbage.reconciler(store),
@@ -82,14 +62,14 @@ class TestWorkloads:
         for pod in pods:
             prefix, suffix = pod["metadata"]["name"].rsplit("-", 1)
             assert (prefix, len(suffix)) == (replicaset["metadata"]["name"], 5)
-            assert set(suffix) <= set(workloads.ALPHABET)
+            assert set(suffix) <= set(ownedpods.ALPHABET)
             assert pod["metadata"]["labels"]["pod-template-hash"] == prefix.removeprefix("web-")
 
     def test_the_hash_follows_the_template(self) -> None:
         one, other = workload("Deployment")["spec"]["template"], workload("Deployment")["spec"]["template"]
-        assert workloads.template_hash(one) == workloads.template_hash(other)
+        assert ownedpods.template_hash(one) == ownedpods.template_hash(other)
         other["spec"]["containers"][0]["image"] = "nginx"
-        assert workloads.template_hash(one) != workloads.template_hash(other)
+        assert ownedpods.template_hash(one) != ownedpods.template_hash(other)
 
     def test_scaling(self, store: Store) -> None:
         deployment = admit(store, PLAN, workload("Deployment", replicas=5))
@@ -122,7 +102,7 @@ class TestWorkloads:
             run(store)
             serve(store)
         assert {pod["metadata"]["labels"]["version"] for pod in store.list(PODS)} == {"2"}
-        sizes = {rollouts._revision(item): item["spec"]["replicas"] for item in store.list(REPLICASETS)}
+        sizes = {str(revision(item)): item["spec"]["replicas"] for item in store.list(REPLICASETS)}
         assert sizes == {"1": 0, "2": 2}
 
     def test_a_rolling_update_keeps_to_its_bounds(self, store: Store) -> None:
@@ -154,7 +134,7 @@ class TestWorkloads:
             for _ in range(6):
                 run(store)
                 serve(store)
-        sizes = {rollouts._revision(item): item["spec"]["replicas"] for item in store.list(REPLICASETS)}
+        sizes = {str(revision(item)): item["spec"]["replicas"] for item in store.list(REPLICASETS)}
         assert sizes == {"2": 0, "3": 1}
         annotations = store.get(DEPLOYMENTS, "default", "web")["metadata"]["annotations"]
         assert annotations == {"deployment.kubernetes.io/revision": "3"}
