@@ -18,27 +18,38 @@ from tests.labs.lab import Lab
 pytestmark = pytest.mark.root
 
 WIDGETS = str(Path(__file__).with_name("widgets.yaml"))
-DEFINITION = "crd/widgets.test.k8snet.example"
+DEFINITION = "customresourcedefinition.apiextensions.k8s.io/widgets.test.k8snet.example"
+
+
+@pytest.fixture(scope="module")
+def with_widgets(cluster: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A cluster that knows Widgets."""
+    program = next(iter(programs()), None)
+    if program is None:
+        pytest.skip("needs kubectl; to run it: scripts/setup")
+    kubectl = Kubectl(program, cluster.kubeconfig(), tmp_path_factory.mktemp("home"), "default")
+    assert kubectl("apply", "-f", WIDGETS) == f"{DEFINITION} created\n"
+    assert (
+        kubectl("wait", "--for=condition=established", DEFINITION, "--timeout=10s") == f"{DEFINITION} condition met\n"
+    )
+    yield cluster
+    kubectl("delete", DEFINITION, "--timeout=10s")
 
 
 @pytest.fixture(params=programs() or [None], ids=lambda program: name_of(program) if program else "none")
-def any_kubectl(request: pytest.FixtureRequest, cluster: Lab, tmp_path: Path) -> Iterator[Kubectl]:
-    """Each kubectl of this machine, in a cluster that knows Widgets."""
-    with in_namespace(request.param, cluster.kubeconfig(), f"widgets-{name_of(str(request.param))}", tmp_path) as one:
-        one("apply", "-f", WIDGETS)
-        one("wait", "--for=condition=established", DEFINITION, "--timeout=10s")
+def any_kubectl(request: pytest.FixtureRequest, with_widgets: Lab, tmp_path: Path) -> Iterator[Kubectl]:
+    """Each kubectl of this machine."""
+    words = f"widgets-{name_of(str(request.param))}"
+    with in_namespace(request.param, with_widgets.kubeconfig(), words, tmp_path) as one:
         yield one
-        one("delete", DEFINITION, "--timeout=10s")
 
 
 @pytest.fixture
-def kubectl(request: pytest.FixtureRequest, cluster: Lab, tmp_path: Path) -> Iterator[Kubectl]:
-    """The kubectl on PATH, in a cluster that knows Widgets."""
-    with in_namespace(next(iter(programs()), None), cluster.kubeconfig(), request.node.name, tmp_path) as one:
-        one("apply", "-f", WIDGETS)
-        one("wait", "--for=condition=established", DEFINITION, "--timeout=10s")
+def kubectl(request: pytest.FixtureRequest, with_widgets: Lab, tmp_path: Path) -> Iterator[Kubectl]:
+    """The kubectl on PATH."""
+    program = next(iter(programs()), None)
+    with in_namespace(program, with_widgets.kubeconfig(), request.node.name.removeprefix("test_"), tmp_path) as one:
         yield one
-        one("delete", DEFINITION, "--timeout=10s")
 
 
 def widget(spec: str = "{size: small}", version: str = "v1") -> str:
@@ -142,3 +153,29 @@ def test_a_definition_that_changes(kubectl: Kubectl) -> None:
     kubectl("apply", "-f", WIDGETS)
     kubectl("wait", "--for=condition=established", DEFINITION, "--timeout=10s")
     assert kubectl("get", "widgets", "-o", "name") == ""
+
+
+def test_the_kinds_of_the_gateway_api_are_there(kubectl: Kubectl) -> None:
+    listed = kubectl("api-resources", "--api-group=gateway.networking.k8s.io", "-o", "name").split()
+    plurals = ("gatewayclasses", "gateways", "grpcroutes", "httproutes", "referencegrants")
+    assert listed == [f"{plural}.gateway.networking.k8s.io" for plural in plurals]
+    kubectl("apply", "-f", str(Path(__file__).with_name("gateway.yaml")))
+    assert [row[:3] for row in kubectl.rows("get", "gatewayclass")] == [
+        ["NAME", "CONTROLLER", "ACCEPTED"],
+        ["example", "example.org/gateway", "Unknown"],
+    ]
+    assert [row[:-1] for row in kubectl.rows("get", "gtw")] == [
+        ["NAME", "CLASS", "ADDRESS", "PROGRAMMED"],
+        ["door", "example", "Unknown"],
+    ]
+    assert kubectl.rows("get", "httproute")[1][:2] == ["shop", '["shop.example"]']
+    rules = json.loads(kubectl("get", "httproute", "shop", "-o", "json"))["spec"]["rules"]
+    web = {"group": "", "kind": "Service", "name": "web", "port": 80, "weight": 1}
+    assert rules[1] == {"matches": [{"path": {"type": "PathPrefix", "value": "/"}}], "backendRefs": [web]}
+    assert rules[0]["matches"] == [{"path": {"type": "PathPrefix", "value": "/cart"}}]
+    assert kubectl("get", "grpcroute,referencegrant", "-o", "name").split() == [
+        "grpcroute.gateway.networking.k8s.io/calls",
+        "referencegrant.gateway.networking.k8s.io/from-shop",
+    ]
+    assert "Where matching requests go, shared by weight." in kubectl("explain", "httproute.spec.rules.backendRefs")
+    kubectl("delete", "gatewayclass", "example")

@@ -1,8 +1,8 @@
 """What is wrong with a CustomResourceDefinition, in the API's own words.
 
 Stands for k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/validation and pkg/apiserver/schema (structural
-schemas). Left out: whether defaults fit their schemas, whether rules compile, and the rules for x-kubernetes-… words
-that contradict each other.
+schemas). Left out: whether defaults fit their schemas, whether patterns and rules can be read, and x-kubernetes-…
+words that contradict each other.
 
 What belongs here: right and wrong. What does not: defaults (`labs.cluster.extensions.definitions`).
 """
@@ -176,8 +176,6 @@ def _schema(path: str, schema: Any, untyped: str) -> Errors:
     if schema.get("properties") and isinstance(schema.get("additionalProperties"), dict):
         words = "additionalProperties and properties are mutual exclusive"
         yield forbidden(f"{path}.additionalProperties", words)
-    if "pattern" in schema:
-        yield from _pattern(path, schema["pattern"])
     if len(set(schema.get("required") or ())) != len(schema.get("required") or ()):
         yield duplicate(f"{path}.required", schema["required"][-1])
     for name, below in (schema.get("properties") or {}).items():
@@ -199,10 +197,3 @@ def _alternatives(path: str, schema: Object) -> Errors:
         for field in ("description", "type", "default", "additionalProperties", "nullable"):
             if isinstance(below, dict) and field in below and not schema.get(INT_OR_STRING):
                 yield forbidden(f"{place}.{field}", "must be empty to be structural")
-
-
-def _pattern(path: str, pattern: Any) -> Errors:
-    try:
-        re.compile(pattern)
-    except (re.error, TypeError) as error:
-        yield invalid(f"{path}.pattern", pattern, f"must be a valid regular expression, but isn't: {error}")

@@ -2,8 +2,8 @@
 
 Stands for k8s.io/apiextensions-apiserver/pkg/apiserver/validation and schema/listtype, and for the messages of
 k8s.io/kube-openapi/pkg/validation/errors. The library jsonschema does the checking: an openAPIV3Schema is JSON Schema
-Draft 4 with a few words of its own. Left out: formats other than those in `FORMATS`, which the real one checks too; of
-the alternatives of anyOf and oneOf, whose mistakes are told is a guess.
+Draft 4 with a few words of its own. Left out: formats other than those in `FORMATS`, which the real one checks too;
+patterns that Go knows and Python does not; of the alternatives of anyOf and oneOf, whose mistakes are told is a guess.
 
 What belongs here: one object against its schema. What does not: rules that compare fields
 (`labs.cluster.extensions.rules`).
@@ -12,9 +12,11 @@ What belongs here: one object against its schema. What does not: rules that comp
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime
 import ipaddress
 import json
+import re
 import uuid
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -66,11 +68,15 @@ def _validator(schema: Object) -> Any:
         if wanted and type(value) not in (int, str) and not (value is None and below.get("nullable")):
             yield jsonschema.ValidationError("")
 
+    def of_pattern(validator: Any, pattern: str, value: Any, below: Object) -> Iterable[ValidationError]:
+        with contextlib.suppress(re.error):
+            yield from jsonschema.Draft4Validator.VALIDATORS["pattern"](validator, pattern, value, below)
+
     formats = jsonschema.FormatChecker(())
     for name, read in FORMATS.items():
         formats.checks(name, ValueError)(lambda value, read=read: not isinstance(value, str) or read(value) is not None)
     numbers = jsonschema.Draft4Validator.TYPE_CHECKER.redefine("integer", _is_integer)
-    words = {"type": of_type, "enum": of_enum, INT_OR_STRING: int_or_string}
+    words = {"type": of_type, "enum": of_enum, "pattern": of_pattern, INT_OR_STRING: int_or_string}
     extend: Any = jsonschema.validators.extend
     kind = extend(jsonschema.Draft4Validator, words, type_checker=numbers)
     return kind(schema, format_checker=formats)

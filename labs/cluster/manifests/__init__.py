@@ -10,7 +10,7 @@ import yaml
 from labs.cluster.resources import Object
 from tracer.errors import FormatError
 
-STARTING = ("system.yaml", "workload.yaml")
+STARTING = ("system.yaml", "gateway.yaml", "workload.yaml")
 
 
 def starting_texts() -> list[str]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from labs.cluster import garbage
+from labs.cluster import garbage, manifests
 from labs.cluster.admission import Invalid, Terminating, admit, replace
 from labs.cluster.deletion import delete
 from labs.cluster.extensions import columns, establishing, rules, structural, values
@@ -275,6 +276,7 @@ class TestValues:
                 "Invalid value: []interface {}{}: a in body should have at least 1 items",
             ),
             ({"type": "string", "format": "ipv4"}, "x", 'Invalid value: "x": a in body must be of type ipv4: "x"'),
+            ({"type": "string", "pattern": "^a(?i)b$"}, "x", None),  # Go's, not Python's
             ({"type": "string", "format": "date-time"}, "2026-11-28T19:00:00Z", None),
             ({"type": "array", "x-kubernetes-list-type": "set", "items": {"type": "string"}}, ["x", "y"], None),
         ],
@@ -385,3 +387,52 @@ def test_columns(path: str, kind: str, expected: Any) -> None:
         return "long"
 
     assert columns.cell(item, {"jsonPath": path, "type": kind}, ago) == expected
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("port: 80}, {name: cart-next", "weight: 1}, {name: cart-next", "Must have port for Service reference"),
+        ("value: /cart", "value: cart", "value must be an absolute path and start with '/' when type one of"),
+        (
+            "protocol: HTTP, port",
+            "protocol: HTTPS, tls: {mode: Passthrough}, port",
+            "tls mode must be Terminate for protocol",
+        ),
+        (
+            "protocol: HTTP, port: 80}",
+            "protocol: HTTP, port: 80}, {name: b, protocol: HTTP, port: 80}",
+            "must be unique for each",
+        ),
+        (
+            "parentRefs: [{name: door}]\n  hostnames",
+            "parentRefs: [{name: door}, {name: door}]\n  hostnames",
+            "sectionName must be",
+        ),
+        (
+            "rules: [{matches",
+            "rules: [{filters: [{type: RequestMirror}], matches",
+            "filter.requestMirror must be specified for",
+        ),
+        (
+            "hostnames: [shop.example]",
+            "hostnames: ['*']",
+            "spec.hostnames[0] in body should match '^(\\*\\.)?[a-z0-9](",
+        ),
+        ("group: gateway.networking.k8s.io, kind: HTTPRoute", "group: x", "spec.from[0].kind: Required value"),
+    ],
+)
+def test_mistakes_in_the_gateway_api(store: Store, old: str, new: str, words: str) -> None:
+    for item in manifests.parse((files(manifests) / "gateway.yaml").read_text()):
+        admit(store, PLAN, item)
+    establishing.reconciler(store)()
+    text = (Path(__file__).parents[1] / "gateway.yaml").read_text()
+    assert old in text
+    found = []
+    for item in manifests.parse(text.replace(old, new)):
+        item["metadata"]["namespace"] = "shop"
+        try:
+            admit(store, PLAN, item)
+        except Invalid as error:
+            found += error.errors
+    assert (len(found), words in str(found[0])) == (1, True), found
