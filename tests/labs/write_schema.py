@@ -17,7 +17,7 @@ OUTPUT = Path(__file__).parents[2] / "labs" / "cluster" / "schema.json"
 ROOTS = {
     "core_v1": ["Namespace", "Node", "Pod", "Service", "Endpoints", "ConfigMap", "Secret", "ServiceAccount", "Event"],
     "discovery_v1": ["EndpointSlice"],
-    "apps_v1": ["Deployment", "ReplicaSet", "DaemonSet"],
+    "apps_v1": ["Deployment", "ReplicaSet", "DaemonSet", "ControllerRevision"],
     "networking_v1": ["Ingress", "IngressClass", "NetworkPolicy"],
     "events_v1": ["Event"],
     "autoscaling_v1": ["Scale"],
