@@ -166,6 +166,8 @@ def test_create_expose_scale_and_the_tables(kubectl: Kubectl) -> None:
     assert len(rows) == 3
     addresses = sorted(row[5] for row in rows)
     assert sorted(kubectl("get", "ep", "web", "-o", "jsonpath={.subsets[*].addresses[*].ip}").split()) == addresses
+    head, row = kubectl.rows("get", "deploy", "web", "--subresource=scale")
+    assert (head, row[:3]) == (["NAME", "DESIRED", "AVAILABLE", "AGE"], ["web", "3", "3"])
     head, row = kubectl.rows("get", "rs")
     assert [*head, *row[1:4]] == ["NAME", "DESIRED", "CURRENT", "READY", "AGE", "3", "3", "3"]
     assert kubectl("get", "svc", "web", "-o", "jsonpath={.spec.ports[0].targetPort}") == "8000"
@@ -220,8 +222,9 @@ def test_daemonsets_have_a_history(kubectl: Kubectl) -> None:
     images = "jsonpath={.items[*].spec.containers[0].image}"
     assert kubectl("get", "pods", "-l", "app=web", "-o", images) == "http-echo http-echo"
     assert "skipped rollback" in kubectl("rollout", "undo", "ds/web", "--to-revision=3")
-    revisions = kubectl("get", "controllerrevisions", "-o", "jsonpath={.items[*].revision}")
-    assert sorted(revisions.split()) == ["2", "3"]
+    head, *rows = kubectl.rows("get", "controllerrevisions", "--sort-by=.revision")
+    assert head == ["NAME", "CONTROLLER", "REVISION", "AGE"]
+    assert [row[1:3] for row in rows] == [["daemonset.apps/web", "2"], ["daemonset.apps/web", "3"]]
     kubectl("delete", "ds", "web", "--timeout=30s")
     assert wait_until(lambda: kubectl("get", "controllerrevisions", "-o", "name") == "")
 

@@ -120,7 +120,8 @@ class ApiServer:
 
     async def _get(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
         if target.subresource == "scale":
-            return _json(scale.scale_of(target.resource, find(self._store, target)))
+            found = scale.scale_of(target.resource, find(self._store, target))
+            return _json(form(request, Target(scale.SCALE, target.namespace, target.name), found))
         if target.subresource == "log":
             return await logs.send(request, find(self._store, target), self._locate)
         if target.subresource not in ("", "status"):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from labs.cluster.api.tables import human_duration, table
+from labs.cluster.api.ages import human_duration
+from labs.cluster.api.tables import table
 from labs.cluster.resources import ENDPOINTSLICES, NODES, PODS, SERVICES
 
 CREATED = "2026-01-01T00:00:00Z"
