@@ -293,11 +293,12 @@ def _ns_pids(pid: int) -> list[int]:
 
 
 def _descendants(pid: int) -> Iterator[int]:
-    """A process and all that descend from it (needs CONFIG_PROC_CHILDREN, as container engines do)."""
+    """A process and all that descend from it, whichever thread forked them (needs CONFIG_PROC_CHILDREN, as container
+    engines do)."""
     yield pid
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        return
+    children: list[str] = []
+    with contextlib.suppress(OSError):  # it may go meanwhile
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            children += (thread / "children").read_text().split()
     for child in children:
         yield from _descendants(int(child))

@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from labs.cluster import cgroups
 from labs.cluster.certificates import TokenIssuer
 from labs.cluster.containerio import ContainerIO
 from labs.cluster.containerlogs import ContainerLog, forget_pod, path_of
@@ -274,7 +275,7 @@ class Kubelet:
             for one in begun:  # the pod is to go: nobody else would know of this process
                 await self._end(one, 0)
                 os.close(one.pidfd)
-            self._remove_cgroup(spec.cgroup)
+            await cgroups.remove(spec.cgroup)
             raise
         finally:
             os.close(writer)
@@ -307,7 +308,7 @@ class Kubelet:
             io.finish()
             container.started, container.ready, container.probed = None, False, False
             container.serving.clear()
-            self._remove_cgroup(spec.cgroup)
+            await cgroups.remove(spec.cgroup)
         ended = {
             "exitCode": status,
             "reason": "Completed" if status == 0 else "Error",
@@ -380,18 +381,11 @@ class Kubelet:
         if running.sandbox is not None:
             with contextlib.suppress(K8snetError):
                 await self._runtime.remove_sandbox(running.sandbox)
-        self._remove_cgroup(pod_cgroup(self.node.cgroup, running.pod))
+        await cgroups.remove(pod_cgroup(self.node.cgroup, running.pod))
         if self.pods.get(key_of(running.pod)) is running:
             del self.pods[key_of(running.pod)]
         if running.netns is not None:  # last of all: whoever finds the pod in `pods` may use it
             os.close(running.netns)
-
-    @staticmethod
-    def _remove_cgroup(path: str | None) -> None:
-        """Remove a cgroup that should be empty; whatever is not goes with the cluster."""
-        if path is not None:
-            with contextlib.suppress(OSError):
-                Path(path).rmdir()
 
     def _account(self, pod: Object) -> dict[str, str]:
         """The files of the pod's service account."""

@@ -58,7 +58,7 @@ def run(
         images.preload()
         if (why := refusal()) is not None:
             ledger.notes.append(f"nodes and pods share the machine's files read-only: no overlay over its root: {why}")
-        machine = fork_runtime("k8snet-machine")
+        machine = fork_runtime(world.MACHINE)
         os.set_inheritable(lock, False)
         linux.set_process_name("k8snet-lab")
         linux.set_command_line(f"k8snet-lab supervisor of {options.name}")

@@ -59,6 +59,7 @@ from labs.cluster.resources import (
 )
 from labs.cluster.runtime.client import Runtime, Started
 from labs.cluster.runtime.container import ContainerSpec
+from labs.cluster.runtime.service import start_again
 from labs.cluster.store import Change, Store
 from labs.cluster.uplink import Uplink
 from labs.cluster.uplink import keep as keep_uplink
@@ -68,6 +69,7 @@ READY_SECONDS = 20.0
 RESTART_SECONDS = 0.5
 SWEEP_SECONDS = 30.0
 ADMIN = ("kubernetes-admin", "system:masters")
+MACHINE = "k8snet-machine"
 NODE_KUBECONFIG = "/etc/kubernetes/admin.conf"
 
 log = logging.getLogger(__name__)
@@ -134,6 +136,7 @@ class World:
         balance = loadbalancers.reconciler(self.store, self.options.plan, announce)
         self._run("load balancers", loadbalancers.WATCHED, balance)
         self._keep("sweep", self._sweep)
+        self._keep("machine", self._mend_machine)
         self._keep(outside.NAME, self.client_host.run)
         for node in self.nodes:
             self._keep(node.facts.name, functools.partial(self._run_node, node))
@@ -181,9 +184,18 @@ class World:
         self._announcing.add(task)
         task.add_done_callback(self._announcing.discard)
 
+    async def _mend_machine(self) -> None:
+        """When the machine's runtime dies, and all nodes with it, start another one; the nodes then boot again."""
+        await self._machine.lost.wait()
+        log.warning("%s is gone; starting it again", MACHINE)
+        self._machine.replace(*await asyncio.to_thread(start_again, MACHINE))
+
     async def _run_node(self, node: Node) -> None:
         """Run a node's kubelet; when the node's first process ends, and with it all its pods, boot the node again."""
         while True:
+            if node.started.ended.done():  # we may have been called again because it could not boot
+                node.started, node.kubelet = await self._boot(node.facts, node.netns, node.pods)
+                self._report_node(node, ready=True)
             kubelet = asyncio.create_task(node.kubelet.run())
             try:
                 await asyncio.wait((kubelet, node.started.ended), return_when=asyncio.FIRST_COMPLETED)
@@ -194,8 +206,6 @@ class World:
             log.warning("%s is down; booting it again", node.facts.name)
             self._report_node(node, ready=False)
             await node.kubelet.stop()
-            node.started, node.kubelet = await self._boot(node.facts, node.netns, node.pods)
-            self._report_node(node, ready=True)
 
     async def _boot(self, facts: NodeFacts, netns: int, pods: network.NodeNetwork) -> tuple[Started, Kubelet]:
         """Start a node's first process, which is the runtime of its pods, and make a kubelet for it."""
@@ -227,7 +237,7 @@ class World:
             os.close(notify_reader)
             os.close(log_fd)
             theirs.close()
-        runtime = Runtime(ours)
+        runtime = Runtime(ours, started.pidfd)
         runtime.attach()
         authority = self._authority.certificate.decode()
         return started, Kubelet(facts, self.store, runtime, self._netlink, pods, self._tokens, authority)

@@ -5,6 +5,7 @@ What belongs here: driving `k8snet-lab`, and what is left of a cluster when it h
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 import subprocess
@@ -180,12 +181,12 @@ def start_time(pid: int) -> str:
 
 
 def descendants(pid: int) -> Iterator[int]:
-    """A process and all that descend from it."""
+    """A process and all that descend from it, whichever thread forked them."""
     yield pid
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        return
+    children: list[str] = []
+    with contextlib.suppress(OSError):  # it may go meanwhile
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            children += (thread / "children").read_text().split()
     for child in children:
         yield from descendants(int(child))
 

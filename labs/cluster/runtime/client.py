@@ -7,6 +7,7 @@ Stands for kubelet's client of the Container Runtime Interface. What does not be
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import signal
@@ -41,13 +42,22 @@ class Started:
 class Runtime:
     """The client's end of a runtime. All methods belong to the event loop that `attach` was called in."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, process: int) -> None:
+        """`process`: a pidfd of the runtime, for it to close."""
         connection.setblocking(False)
-        self._socket = connection
+        self._socket, self._process = connection, process
         self._numbers = itertools.count()
         self._answers: dict[int, asyncio.Future[tuple[dict[str, Any], list[int]]]] = {}
         self._exits: dict[str, asyncio.Future[int]] = {}
         self.gone = False
+        self.lost = asyncio.Event()  # set while it is gone
+
+    def replace(self, connection: socket.socket, process: int) -> None:
+        """Go on with another runtime process, after the first one is lost."""
+        connection.setblocking(False)
+        self._socket, self._process, self.gone = connection, process, False
+        self.lost.clear()
+        self.attach()
 
     def attach(self) -> None:
         """Listen for answers in the running event loop."""
@@ -114,7 +124,7 @@ class Runtime:
             except OSError:
                 message, fds = None, []
             if message is None:
-                self._lost()
+                self._closed()
                 return
             if "exited" in message:
                 future = self._exits.pop(message["exited"], None)
@@ -130,11 +140,22 @@ class Runtime:
             else:
                 answer.set_result((message, fds))
 
+    def _closed(self) -> None:
+        """The runtime process is ending. It closes its files before the kernel kills who else is in its pid namespace
+        (do_exit() in kernel/exit.c), and is gone when they are."""
+        self.gone = True
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._socket)
+        self._socket.close()
+        loop.add_reader(self._process, self._lost)
+
     def _lost(self) -> None:
         """The runtime process ended: all its containers have ended with it."""
-        self.gone = True
-        asyncio.get_running_loop().remove_reader(self._socket)
-        self._socket.close()
+        asyncio.get_running_loop().remove_reader(self._process)
+        with contextlib.suppress(ChildProcessError):  # not everybody's parent
+            os.waitid(os.P_PIDFD, self._process, os.WEXITED | os.WNOHANG)
+        os.close(self._process)
+        self.lost.set()
         for answer in self._answers.values():
             if not answer.done():
                 answer.set_exception(ContainerError("the node's container runtime is gone"))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ from typing import Any
 import pytest
 
 from labs.cluster import control
-from tests.labs.lab import REPOSITORY, Lab, lab
+from tests.labs.lab import REPOSITORY, Lab, Trace, descendants, lab, start_time
 
 pytestmark = pytest.mark.root
 
@@ -40,14 +43,17 @@ def all_answer(cluster: Lab) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["kube-proxy", "kindnet", "coredns"])
-def test_a_component_that_is_killed_comes_back(victim: Lab, prefix: str, patience: float) -> None:
-    pod = victim.pods("kube-system", prefix)[0]
-    os.kill(pod["pid"], signal.SIGKILL)
+def test_a_component_that_is_killed_on_all_nodes_comes_back(victim: Lab, prefix: str, patience: float) -> None:
+    pods = victim.pods("kube-system", prefix)
+    assert len(pods) == 2
+    for pod in pods:
+        os.kill(pod["pid"], signal.SIGKILL)
     wait_until_ready(victim, patience)
-    again = next(other for other in victim.pods("kube-system", prefix) if other["name"] == pod["name"])
-    assert again["pid"] not in (None, pod["pid"])
-    assert again["restarts"] == pod["restarts"] + 1
-    assert again["addresses"] == pod["addresses"]
+    for pod in pods:
+        again = next(other for other in victim.pods("kube-system", prefix) if other["name"] == pod["name"])
+        assert again["pid"] not in (None, pod["pid"])
+        assert again["restarts"] == pod["restarts"] + 1
+        assert again["addresses"] == pod["addresses"]
     all_answer(victim)
 
 
@@ -80,20 +86,154 @@ def test_a_node_that_dies_is_booted_again(victim: Lab, node: str, patience: floa
     all_answer(victim)
 
 
-def test_a_node_whose_cable_is_pulled(victim: Lab, patience: float) -> None:
-    """Its pods still reach each other, those of other nodes are gone; all is well when it is plugged in again."""
-    remote = next(pod for pod in victim.pods("fastapi") if pod["node"] == "node2")
-    url = f"http://{remote['addresses'][0]}:8000/"
+def test_the_machine_that_dies_is_started_again_with_its_nodes(victim: Lab, patience: float) -> None:
+    """The runtime that all nodes run in: what a power cut of kind's host is, but for the control plane."""
+    before = victim.status()
+    os.kill(machine_of(victim), signal.SIGKILL)
+    time.sleep(0.1)
+    wait_until_ready(victim, patience)
+    after = victim.status()
+    assert {node["name"]: node["addresses"] for node in after["nodes"]} == {
+        node["name"]: node["addresses"] for node in before["nodes"]
+    }
+    assert not {node["pid"] for node in after["nodes"]} & {None, *(node["pid"] for node in before["nodes"])}
+    assert names_of(after) == names_of(before)
+    assert [pod["name"] for pod in before["pods"] if start_time(pod["pid"])] == [], "the old ones are gone"
+    all_answer(victim)
+    deadline = time.monotonic() + 5 * patience
+    while victim.exec("client-host", "hostname", check=False).returncode and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert victim.exec("client-host", "hostname").stdout == "client-host\n"
+
+
+def names_of(status: dict[str, Any]) -> set[tuple[str, str, str]]:
+    """Which pods there are, and where."""
+    return {(pod["node"], pod["namespace"], pod["name"]) for pod in status["pods"]}
+
+
+def machine_of(cluster: Lab) -> int:
+    """The process id of the runtime of a cluster's nodes."""
+    (pid,) = [pid for pid in Trace.of(cluster).processes if name_of(pid) == "k8snet-machine"]
+    return pid
+
+
+def name_of(pid: int) -> str:
+    """A process's name, as `ps` shows it; "" when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+def test_the_host_outside_that_is_killed_comes_back(victim: Lab, patience: float) -> None:
+    (host,) = victim.status()["hosts"]
+    os.kill(host["pid"], signal.SIGKILL)
+    deadline = time.monotonic() + 5 * patience
+    while victim.status()["hosts"][0]["pid"] in (None, host["pid"]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert victim.status()["hosts"][0]["addresses"] == host["addresses"]
+    route = victim.exec("client-host", "ip", "route", "get", victim.status()["nodes"][0]["addresses"][0]).stdout
+    assert "via" in route
+
+
+def test_a_command_on_a_node_that_dies_ends_with_it(victim: Lab, patience: float) -> None:
+    with victim.spawn("node2", "sh", "-c", "echo begun; sleep 60", stdout=subprocess.PIPE) as command:
+        assert command.stdout is not None
+        assert command.stdout.readline() == "begun\n"
+        os.kill(next(node["pid"] for node in victim.status()["nodes"] if node["name"] == "node2"), signal.SIGKILL)
+        assert command.wait(timeout=10 * patience) != 0
+    wait_until_ready(victim, patience)
+
+
+def test_programs_of_kube_proxy_that_are_killed_are_run_again(victim: Lab, patience: float) -> None:
+    """iptables-restore, half-way through: whatever it had done, the rules are right in the end."""
+    proxies = {pod["node"]: pod["pid"] for pod in victim.pods("kube-system", "kube-proxy")}
+    deployment = ("-n", "fastapi", "deployment/lets-ship-it")
+    killed, stop = 0, threading.Event()
+
+    def kill() -> None:
+        nonlocal killed
+        while not stop.is_set():
+            for child in (pid for proxy in proxies.values() for pid in list(descendants(proxy))[1:]):
+                if name_of(child).startswith(("iptables", "xtables")):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(child, signal.SIGKILL)
+                        killed += 1
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        victim.exec("node1", "kubectl", "scale", *deployment, "--replicas=7")
+        time.sleep(2)
+        victim.exec("node1", "kubectl", "scale", *deployment, "--replicas=5")
+        time.sleep(1)
+    finally:
+        stop.set()
+        killer.join()
+    assert killed > len(proxies), "each of them had another try"
+    victim.exec("node1", "kubectl", "rollout", "status", *deployment, "--timeout=30s")
+    wait_until_ready(victim, patience)
+    mended = {node: rules(victim, node) for node in proxies}
+    assert {
+        node: sum("--to-destination" in line and "lets-ship-it" in line for line in mended[node]) for node in proxies
+    } == dict.fromkeys(proxies, 5)
+    kubectl = ("kubectl", "-n", "kube-system")
+    victim.exec("node1", *kubectl, "delete", "pods", "-l", "k8s-app=kube-proxy")  # the next ones write everything anew
+    victim.exec("node1", *kubectl, "rollout", "status", "daemonset/kube-proxy", "--timeout=30s")
+    wait_until_ready(victim, patience)
+    assert {node: rules(victim, node) for node in proxies} == mended
+    victim.exec("node1", "kubectl", "scale", *deployment, "--replicas=3")
+    victim.exec("node1", "kubectl", "rollout", "status", *deployment, "--timeout=30s")
+    all_answer(victim)
+
+
+def rules(cluster: Lab, node: str) -> list[str]:
+    """A node's rules and chains of kube-proxy, in no order."""
+    lines = cluster.exec(node, "sh", "-c", "iptables-save -t nat; iptables-save -t filter").stdout.splitlines()
+    return sorted(line.partition(" [")[0] for line in lines if "KUBE-" in line)
+
+
+def test_a_node_whose_link_goes_down_and_up(victim: Lab, patience: float) -> None:
+    """Before, all reach all. Meanwhile the node reaches its own pods only, the others each other; then as before."""
+    pods = {pod["node"]: pod for pod in victim.pods("fastapi")}
+    urls = {node: f"http://{pod['addresses'][0]}:8000/" for node, pod in pods.items()}
+    address = next(node["addresses"][0] for node in victim.status()["nodes"] if node["name"] == "node2")
+    ways = [
+        (source, node)
+        for source in ("node1", "default/client", "node2", f"fastapi/{pods['node2']['name']}")
+        for node in urls
+    ]
+
+    def reached() -> dict[tuple[str, str], bool]:
+        found = {}
+        for source, node in ways:
+            done = victim.exec(source, "curl", "-sS", "--max-time", "1", urls[node], check=False)
+            found[source, node] = done.returncode == 0 and json.loads(done.stdout)["pod"] == pods[node]["name"]
+        return found
+
+    def pings() -> bool:
+        return victim.exec("client-host", "ping", "-c1", "-W1", address, check=False).returncode == 0
+
+    def links() -> list[str]:
+        commands = "ip -br address; ip route; ip -6 route; ip rule"
+        return sorted(victim.exec("node2", "sh", "-c", commands).stdout.splitlines())
+
+    before = links()
+    assert (set(reached().values()), pings()) == ({True}, True)
     victim.exec("node2", "ip", "link", "set", "eth0", "down")
-    cut = victim.exec("default/client", "curl", "-sS", "--max-time", "1", url, check=False)
-    assert cut.returncode != 0
-    assert victim.get("node2", url)["pod"] == remote["name"]
+    cut = reached()
+    assert cut == {
+        (source, node): (node == "node2") == (source not in ("node1", "default/client")) for source, node in ways
+    }
+    assert not pings()
     victim.exec("node2", "ip", "link", "set", "eth0", "up")
-    # The kernel took the routes with the link; kindnet puts those to other nodes back at its next round, every 10 s.
-    deadline = time.monotonic() + 20 * patience
-    while "10.244.0.0/24" not in victim.exec("node2", "ip", "route").stdout and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert victim.get("default/client", url)["pod"] == remote["name"]
+    began = time.monotonic()
+    while links() != before and time.monotonic() - began < 5 * patience:
+        time.sleep(0.05)
+    assert links() == before
+    assert (set(reached().values()), pings()) == ({True}, True)
+    wait_until_ready(victim, patience)
+    all_answer(victim)
 
 
 def test_without_cgroup_v2_it_works_and_says_so() -> None:

@@ -1,0 +1,28 @@
+"""Removing a cgroup once its processes have ended.
+
+Stands for what kubelet's container manager does with a pod's cgroup (pkg/kubelet/cm/pod_container_manager_linux.go),
+which tries again as well. What does not belong here: which cgroups there are (`labs.cluster.podspec`), the cluster's
+own (`labs.cluster.ledger`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+# Who started the container, or a command in it, is in its cgroup too, but not in its pid namespace, and ends after it.
+TRIES_SECONDS = (0.002, 0.01, 0.05, 0.2, 1.0)
+
+
+async def remove(path: str | None) -> None:
+    """Remove a cgroup that should be empty; one that stays busy goes with the cluster."""
+    if path is None:
+        return
+    for seconds in TRIES_SECONDS:
+        try:
+            Path(path).rmdir()
+            return
+        except FileNotFoundError:
+            return
+        except OSError:
+            await asyncio.sleep(seconds)
