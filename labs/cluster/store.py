@@ -129,10 +129,26 @@ class Store:
         """One object, or None."""
         return self._items.get(resource, {}).get((namespace, name))
 
-    def list(self, resource: Resource, namespace: str = "") -> list[Object]:
-        """All objects of a kind, of one namespace or of all (""), sorted by namespace and name. They show `version`."""
-        items = self._items.get(resource, {})
+    def list(self, resource: Resource, namespace: str = "", version: int | None = None) -> list[Object]:
+        """All objects of a kind, of one namespace or of all (""), sorted by namespace and name. They show `version`, or
+        how things were at another version; Expired when that is forgotten."""
+        items = self._items.get(resource, {}) if version is None else self._items_at(resource, version)
         return [item for (place, _), item in sorted(items.items()) if not namespace or place == namespace]
+
+    def _items_at(self, resource: Resource, version: int) -> dict[tuple[str, str], Object]:
+        """What there was: what there is, with each later change taken back."""
+        if version < self._forgotten:
+            raise Expired(f"too old resource version: {version} ({self._forgotten})")
+        items = dict(self._items.get(resource, {}))
+        for change in reversed(self._history):
+            if change.version <= version:
+                break
+            if change.resource == resource:
+                if change.previous is None:
+                    del items[key_of(change.item)]
+                else:
+                    items[key_of(change.item)] = change.previous
+        return items
 
     def create(self, resource: Resource, item: Object, *, dry_run: bool = False) -> Object:
         """Put in a new object; gives it with uid, creationTimestamp and resourceVersion. Raises AlreadyExists.

@@ -146,7 +146,7 @@ def test_a_definition_that_changes(kubectl: Kubectl) -> None:
     kubectl(
         "patch", DEFINITION, "--type=json", "-p", '[{"op":"replace","path":"/spec/versions/1/served","value":false}]'
     )
-    assert wait_until(lambda: "v1beta1" not in kubectl("api-versions"), 5)
+    assert wait_until(lambda: "test.k8snet.example/v1beta1" not in kubectl("api-versions"), 5)
     assert "v1beta1" not in kubectl("get", "--raw", "/apis/test.k8snet.example")
     kubectl("delete", DEFINITION, "--timeout=10s")
     assert "doesn't have a resource type" in (words := kubectl.fails("get", "widgets")) or "could not find" in words

@@ -1,7 +1,7 @@
 """Get and list: which objects a request is about, and in which form it wants them.
 
-Stands for k8s.io/apiserver/pkg/endpoints/handlers/get.go and the negotiation of tables (handlers/response.go). Left
-out: paging; `limit` is ignored, as the real one does where it can't be kept.
+Stands for k8s.io/apiserver/pkg/endpoints/handlers/get.go and the negotiation of tables (handlers/response.go). Pages
+are in `labs.cluster.api.paging`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from aiohttp import web
 
 from labs.cluster import selectors
 from labs.cluster.api import status
+from labs.cluster.api.paging import page_of
 from labs.cluster.api.paths import Target
 from labs.cluster.api.tables import table
 from labs.cluster.events import as_events_v1
@@ -40,11 +41,13 @@ def form(request: web.BaseRequest, target: Target, item: Object) -> dict[str, An
 
 
 def list_items(store: Store, request: web.BaseRequest, target: Target) -> dict[str, Any]:
-    """All objects that the request selects."""
-    items = selected_items(store, request, target)
+    """All objects that the request selects, or a page of them."""
+    page = page_of(store, request, target, selection(request, target))
     if wants_table(request):
-        return table(target.resource, items, str(store.version), include(request))
-    return as_list(target.resource, items, str(store.version))
+        document = table(target.resource, page.items, str(page.version), include(request))
+    else:
+        document = as_list(target.resource, page.items, str(page.version))
+    return {**document, "metadata": page.metadata}
 
 
 def selected_items(store: Store, request: web.BaseRequest, target: Target) -> list[Object]:

@@ -106,9 +106,12 @@ def unprocessable(message: str) -> ApiError:
     return ApiError(HTTPStatus.UNPROCESSABLE_ENTITY, "Invalid", message)
 
 
-def expired(message: str) -> ApiError:
-    """A resourceVersion that is forgotten."""
-    return ApiError(HTTPStatus.GONE, "Expired", message)
+def expired(message: str, token: str | None = None) -> ApiError:
+    """A resourceVersion that is forgotten. `token`: with which the client can go on nevertheless."""
+    error = ApiError(HTTPStatus.GONE, "Expired", message)
+    if token is not None:
+        error.body["metadata"] = {"continue": token}
+    return error
 
 
 def apply_conflict(rivals: list[tuple[str, tuple[str, ...]]]) -> ApiError:
