@@ -29,11 +29,14 @@ BACKLOG = 1 << 18  # bytes for an attached client, from which on the container w
 
 
 class ContainerIO:
-    """The standard streams of one container, made before it is started. Belongs to the running event loop."""
+    """The standard streams of a container, or of a further command in one, made before that is started. Belongs to the
+    running event loop."""
 
-    def __init__(self, log: ContainerLog, *, stdin: bool = False, stdin_once: bool = False, tty: bool = False) -> None:
-        """`stdin`: it gets input from who attaches; `stdin_once`: until the first of them goes; `tty`: it has a
-        terminal."""
+    def __init__(
+        self, log: ContainerLog | None, *, stdin: bool = False, stdin_once: bool = False, tty: bool = False
+    ) -> None:
+        """`log`: None for a further command, whose output has no log. `stdin`: it gets input from who attaches;
+        `stdin_once`: until the first of them ends or goes; `tty`: it has a terminal."""
         self.log = log
         self.has_stdin, self.tty = stdin, tty
         self._stdin_once = stdin_once
@@ -69,7 +72,8 @@ class ContainerIO:
         for fd in set(self._theirs):
             os.close(fd)
         self._theirs = []
-        self.log.forget_older()
+        if self.log is not None:
+            self.log.forget_older()
         for fd in self._streams:
             self._loop.add_reader(fd, self._read, fd)
 
@@ -89,29 +93,33 @@ class ContainerIO:
             if fd in self._streams:
                 self._close(fd)
         self.close_stdin()
-        self.log.close()
-        for attachment in list(self._attached):
-            attachment.end()
+        if self.log is not None:
+            self.log.close()
+        self._end_attachments()
 
     def abandon(self) -> None:
         """Close all, since there will be no container."""
         self.finish()
-        self.log.path.unlink()
+        if self.log is not None:
+            self.log.path.unlink()
 
     def attach(self) -> Attachment:
         """Have a part in what is written from now on; whoever asks for it has to `close` it."""
         attachment = Attachment(self)
-        if self.log.closed:
+        if not self._streams:
             attachment.end()
         self._attached.add(attachment)
         return attachment
 
-    def detach(self, attachment: Attachment, *, with_stdin: bool) -> None:
-        """Somebody attached, who may have given input, is gone."""
+    def detach(self, attachment: Attachment) -> None:
+        """Somebody attached is gone."""
         self._attached.discard(attachment)
-        if with_stdin and self._stdin_once:
-            self.close_stdin()
         self.go_on()
+
+    def end_input(self) -> None:
+        """Who gave input gives no more."""
+        if self._stdin_once:
+            self.close_stdin()
 
     async def write(self, data: bytes) -> None:
         """Give the container input; waits until it is taken. Input that nobody can take is dropped."""
@@ -186,7 +194,8 @@ class ContainerIO:
             self._close(fd)
             return 0
         stream = self._streams[fd]
-        self.log.write(stream, data)
+        if self.log is not None:
+            self.log.write(stream, data)
         for attachment in self._attached:
             attachment.take(stream, data)
         return len(data)
@@ -198,6 +207,12 @@ class ContainerIO:
             self.close_stdin()
         del self._streams[fd]
         os.close(fd)
+        if not self._streams:
+            self._end_attachments()
+
+    def _end_attachments(self) -> None:
+        for attachment in self._attached:
+            attachment.end()
 
 
 class Attachment:
@@ -217,7 +232,7 @@ class Attachment:
         self._news.set()
 
     def end(self) -> None:
-        """The container has ended."""
+        """There will be no more."""
         self._ended = True
         self._news.set()
 
@@ -235,6 +250,6 @@ class Attachment:
             self._io.go_on()
         return stream, data
 
-    def close(self, *, with_stdin: bool = False) -> None:
-        """Have no part in it any more. `with_stdin`: this was where its input came from."""
-        self._io.detach(self, with_stdin=with_stdin)
+    def close(self) -> None:
+        """Have no part in it any more."""
+        self._io.detach(self)

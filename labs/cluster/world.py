@@ -295,7 +295,7 @@ class World:
             running = node.kubelet.pods.get(key_of(pod))
             for container in (*running.init, *running.containers) if running is not None else ():
                 if container.name == name and container.started is not None and container.io is not None:
-                    return Place(container.id, container.started.pid, container.cgroup, container.env, container.io)
+                    return Place(container.id, container.started, container.cgroup, container.env, container.io)
         return None
 
     def _create_objects(self) -> None:

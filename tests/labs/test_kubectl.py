@@ -67,12 +67,6 @@ def any_kubectl(request: pytest.FixtureRequest, lab_for_kubectl: Lab, tmp_path: 
         yield one
 
 
-def speaks_websocket(kubectl: Kubectl) -> bool:
-    """Whether this kubectl runs commands in pods over WebSocket (from 1.30 on)."""
-    found = re.search(r"v1\.(\d+)", kubectl("version", "--client"))
-    return found is not None and int(found[1]) >= 30
-
-
 def apply(kubectl: Kubectl, *texts: str) -> list[str]:
     return kubectl("apply", "-f", "-", feed="---".join(texts)).splitlines()
 
@@ -99,10 +93,7 @@ def test_a_tour_with_every_kubectl(any_kubectl: Kubectl) -> None:
     assert kubectl("run", "probe", "--image=client") == "pod/probe created\n"
     assert kubectl("wait", "--for=condition=Ready", "pod/probe", "--timeout=30s") == "pod/probe condition met\n"
     assert "Started" in kubectl("describe", "pod", "probe")
-    if speaks_websocket(kubectl):
-        assert kubectl("exec", "probe", "--", "hostname") == "probe\n"
-    else:
-        assert f"k8snet-lab exec {kubectl.namespace}/probe -- COMMAND" in kubectl.fails("exec", "probe", "--", "true")
+    assert kubectl("exec", "probe", "--", "hostname") == "probe\n"
     assert re.search(r"containerPort\s+<integer>", kubectl("explain", "pod.spec.containers.ports"))
     words = kubectl.fails("apply", "-f", "-", feed=DEPLOYMENT.replace("replicas: 2", "replicaz: 2"))
     assert 'unknown field "spec.replicaz"' in words or 'unknown field "replicaz" in io.k8s' in words

@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from labs.cluster.api import status
 from labs.cluster.containerio import ContainerIO
 from labs.cluster.resources import Object
+from labs.cluster.runtime.client import Started
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A running container: its id, first process as we see it, cgroup (None without), environment and streams."""
+    """A running container: its id, first process, cgroup (None without), environment and streams."""
 
     id: str
-    pid: int
+    started: Started
     cgroup: str | None
     env: Mapping[str, str]
     io: ContainerIO

@@ -24,6 +24,8 @@ _SUBRESOURCE_VERBS = {
     "finalize": ["update"],
     "log": ["get"],
     "exec": ["create", "get"],
+    "attach": ["create", "get"],
+    "portforward": ["create", "get"],
 }
 
 
@@ -113,6 +115,8 @@ def _subresource(resource: Resource, name: str) -> dict[str, Any]:
         "scale": ("autoscaling", "v1", "Scale"),
         "eviction": ("policy", "v1", "Eviction"),
         "exec": ("", "", "PodExecOptions"),
+        "attach": ("", "", "PodAttachOptions"),
+        "portforward": ("", "", "PodPortForwardOptions"),
     }.get(name, ("", "", resource.kind))
     return {
         "name": f"{resource.plural}/{name}",

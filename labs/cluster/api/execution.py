@@ -1,211 +1,206 @@
-"""The subresource exec: a command in a container, over a WebSocket.
+"""The subresources exec and attach: a further command in a container, and the streams of its first one.
 
-Stands for the kubelet's streaming server (k8s.io/kubelet/pkg/cri/streaming/remotecommand) and the protocols
-v4.channel.k8s.io and v5.channel.k8s.io: each message begins with the number of its channel. kubectl speaks them from
-1.30 on, and 1.29 when KUBECTL_REMOTE_COMMAND_WEBSOCKETS=true. Left out: SPDY, which older ones speak, attach and port
-forwarding; who asks for them is told of `k8snet-lab exec`.
+Stands for the kubelet's streaming server (k8s.io/kubelet/pkg/cri/streaming) with containerd behind it. Unlike there, a
+command ends when its client goes.
 
-What belongs here: the protocol, and the process behind it. What does not: finding the container
-(`labs.cluster.world`), entering it by hand (`labs.cluster.enter`).
+What belongs here: what happens between the client's channels and the process. What does not: the channels
+(`labs.cluster.api.channels`), the streams of the process (`labs.cluster.containerio`), starting it
+(`labs.cluster.runtime`), entering a container by hand (`labs.cluster.enter`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import json
 import os
-import pty
 import signal
-import struct
-import termios
-from http import HTTPStatus
 from typing import Any
 
-from aiohttp import WSMsgType, web
+from aiohttp import web
 
 from labs.cluster.api import status
+from labs.cluster.api.channels import RESIZE, STDERR, STDIN, STDOUT, Channels, open_channels
 from labs.cluster.api.containers import Locate, Place, container_of
-from labs.cluster.podentry import entering
-from labs.cluster.resources import Object, key_of
+from labs.cluster.containerio import Attachment, ContainerIO
+from labs.cluster.containerlogs import STDOUT as STDOUT_STREAM
+from labs.cluster.resources import Object
+from labs.cluster.runtime.client import ContainerError, Started
+from labs.cluster.runtime.container import CommandSpec
 
-STDIN, STDOUT, STDERR, ERROR, RESIZE, CLOSE = 0, 1, 2, 3, 4, 255
-PROTOCOLS = ("v5.channel.k8s.io", "v4.channel.k8s.io")
-CHUNK = 1 << 15
-NOT_EXECUTABLE, NOT_FOUND = 126, 127
-
-
-def refuse(pod: Object, subresource: str) -> status.ApiError:
-    """What a client is told whose way of streaming is not spoken here."""
-    name = "/".join(key_of(pod))
-    how = {
-        "exec": "exec needs a kubectl that speaks WebSocket: 1.30 or newer, or 1.29 with "
-        "KUBECTL_REMOTE_COMMAND_WEBSOCKETS=true",
-        "attach": "the miniature cluster can't attach to a process",
-        "portforward": "the miniature cluster forwards no ports",
-    }[subresource]
-    message = f"{how}; use: k8snet-lab exec {name} -- COMMAND"
-    return status.ApiError(HTTPStatus.NOT_IMPLEMENTED, "NotImplemented", message)
+PING_SECONDS = 1.0  # while the process takes no input, so that a client that is gone is noticed
+SUCCESS: dict[str, Any] = {"metadata": {}, "status": "Success"}
 
 
-async def run(request: web.BaseRequest, pod: Object, locate: Locate) -> web.StreamResponse:
-    """Run the command that the query names. Raises ApiError 400 or 501."""
-    if request.headers.get("Upgrade", "").lower() != "websocket":
-        raise refuse(pod, "exec")
+async def execute(request: web.BaseRequest, pod: Object, locate: Locate) -> web.StreamResponse:
+    """Run the command that the query names. Raises ApiError 400, 403 and 500."""
     command = request.query.getall("command", [])
     if not command:
         raise status.bad_request("you must specify at least one command for the container")
     container = container_of(pod, request.query.get("container", ""))
-    place = locate(pod, container)
+    place = _place(pod, container, locate)
     if place is None:
-        raise status.bad_request(f'unable to upgrade connection: container not found ("{container}")')
-    socket = web.WebSocketResponse(protocols=PROTOCOLS)
-    await socket.prepare(request)
-    session = _Session(socket, place, command, flags={key for key in _FLAGS if _is_set(request, key)})
-    await session.run()
-    return socket
+        return web.Response(status=500, text=f'container not found ("{container}")')
+    wanted, tty = _wanted(request), _is_set(request, "tty")
+    channels, response = await open_channels(request, wanted)
+    io = ContainerIO(None, stdin=STDIN in wanted, stdin_once=True, tty=tty)
+    try:
+        await channels.end(await _run(channels, io, place, command))
+    finally:
+        io.finish()
+    return response
 
 
-_FLAGS = ("stdin", "stdout", "stderr", "tty")
+async def attach(request: web.BaseRequest, pod: Object, locate: Locate) -> web.StreamResponse:
+    """Have a part in the streams of a container, from now on. Raises ApiError 400, 403 and 500."""
+    container = container_of(pod, request.query.get("container", ""))
+    place = _place(pod, container, locate)
+    if place is None:
+        name, namespace = pod["metadata"]["name"], pod["metadata"]["namespace"]
+        return web.Response(status=500, text=f"container {container} not found in pod {name}_{namespace}")
+    wanted = _wanted(request)
+    channels, response = await open_channels(request, wanted)
+    attachment = place.io.attach()
+    try:
+        await _talk(channels, place.io, attachment)
+    finally:
+        attachment.close()
+    if STDIN in wanted:
+        place.io.end_input()
+    await channels.end(SUCCESS)
+    return response
+
+
+def _wanted(request: web.BaseRequest) -> set[int]:
+    """The channels that a client asks for. Raises ApiError 400."""
+    names = {"stdin": STDIN, "stdout": STDOUT, "stderr": STDERR}
+    wanted = {channel for name, channel in names.items() if _is_set(request, name)}
+    if not wanted:
+        raise status.bad_request("you must specify at least 1 of stdin, stdout, stderr")
+    if _is_set(request, "tty"):
+        wanted = wanted - {STDERR} | {RESIZE}
+    return wanted
 
 
 def _is_set(request: web.BaseRequest, name: str) -> bool:
     return request.query.get(name, "").lower() in ("1", "true")
 
 
-class _Session:
-    """One command and the client that talks to it."""
-
-    def __init__(self, socket: web.WebSocketResponse, place: Place, command: list[str], flags: set[str]) -> None:
-        self._socket = socket
-        self._place = place
-        self._command = command
-        self._flags = flags
-        self._terminal: int | None = None
-
-    async def run(self) -> None:
-        process = await self._start()
-        receiving = asyncio.create_task(self._receive(process))
-        try:
-            await self._send_output(process)
-            code = await process.wait()
-        finally:
-            receiving.cancel()
-            await asyncio.gather(receiving, return_exceptions=True)
-            self._end(process)
-            if self._terminal is not None:
-                os.close(self._terminal)  # whoever still has the terminal gets SIGHUP
-        with contextlib.suppress(ConnectionError):
-            await self._socket.send_bytes(bytes([ERROR]) + json.dumps(self._result(code)).encode())
-            await self._socket.close()
-
-    @staticmethod
-    def _end(process: asyncio.subprocess.Process) -> None:
-        """Make the command end, and what it has started in its process group."""
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-
-    async def _start(self) -> asyncio.subprocess.Process:
-        words = self._words()
-        if "tty" not in self._flags:
-            wants = "stdin" in self._flags
-            return await asyncio.create_subprocess_exec(
-                *words,
-                stdin=asyncio.subprocess.PIPE if wants else asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                start_new_session=True,
-            )
-        ours, theirs = pty.openpty()
-        os.set_blocking(ours, False)
-        self._terminal = ours
-        try:
-            return await asyncio.create_subprocess_exec(
-                "setsid", "--ctty", "--wait", *words, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
-            )
-        finally:
-            os.close(theirs)
-
-    def _words(self) -> list[str]:
-        """The command line that enters the container first."""
-        terminal = ["TERM=xterm"] if "tty" in self._flags else []
-        return entering(self._place.pid, self._place.cgroup, self._place.env, self._command, terminal)
-
-    async def _send_output(self, process: asyncio.subprocess.Process) -> None:
-        if self._terminal is not None:
-            await self._send_terminal(self._terminal)
-            return
-        assert process.stdout is not None and process.stderr is not None
-        await asyncio.gather(self._send(process.stdout, STDOUT), self._send(process.stderr, STDERR))
-
-    async def _send(self, reader: asyncio.StreamReader, channel: int) -> None:
-        while data := await reader.read(CHUNK):
-            await self._socket.send_bytes(bytes([channel]) + data)
-
-    async def _send_terminal(self, terminal: int) -> None:
-        """Send what the terminal shows, until nobody has it open any more (EIO)."""
-        loop = asyncio.get_running_loop()
-        while True:
-            readable = asyncio.Event()
-            loop.add_reader(terminal, readable.set)
-            try:
-                await readable.wait()
-                data = os.read(terminal, CHUNK)
-            except OSError:
-                return
-            finally:
-                loop.remove_reader(terminal)
-            if not data:
-                return
-            await self._socket.send_bytes(bytes([STDOUT]) + data)
-
-    async def _receive(self, process: asyncio.subprocess.Process) -> None:
-        """Pass on what the client sends; when it goes, the command goes."""
-        async for message in self._socket:
-            if message.type is not WSMsgType.BINARY or not message.data:
-                continue
-            channel, data = message.data[0], message.data[1:]
-            if channel == STDIN:
-                await self._feed(process, data)
-            elif channel == RESIZE and self._terminal is not None:
-                _resize(self._terminal, data)
-            elif channel == CLOSE and data[:1] == bytes([STDIN]) and process.stdin is not None:
-                process.stdin.close()
-        self._end(process)
-
-    async def _feed(self, process: asyncio.subprocess.Process, data: bytes) -> None:
-        with contextlib.suppress(OSError):
-            if self._terminal is not None:
-                os.write(self._terminal, data)
-            elif process.stdin is not None:
-                process.stdin.write(data)
-                await process.stdin.drain()
-
-    def _result(self, code: int) -> dict[str, Any]:
-        """The Status at the end (remotecommand/exec.go)."""
-        if code == 0:
-            return {"metadata": {}, "status": "Success"}
-        code = 128 - code if code < 0 else code
-        if code in (NOT_EXECUTABLE, NOT_FOUND):
-            return {
-                "metadata": {},
-                "status": "Failure",
-                "message": f'exec failed: unable to start container process: exec: "{self._command[0]}": not found',
-                "reason": "InternalError",
-                "code": 500,
-            }
-        return {
-            "metadata": {},
-            "status": "Failure",
-            "message": f"command terminated with non-zero exit code: exit status {code}",
-            "reason": "NonZeroExitCode",
-            "details": {"causes": [{"reason": "ExitCode", "message": str(code)}]},
-        }
+def _place(pod: Object, container: str, locate: Locate) -> Place | None:
+    """Where a container runs; None if it does not. Raises ApiError 400."""
+    if not pod["spec"].get("nodeName"):
+        raise status.bad_request(f"pod {pod['metadata']['name']} does not have a host assigned")
+    return locate(pod, container)
 
 
-def _resize(terminal: int, data: bytes) -> None:
-    with contextlib.suppress(ValueError, KeyError, TypeError, struct.error, OSError):
-        size = json.loads(data)
-        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", size["Height"], size["Width"], 0, 0))
+async def _run(channels: Channels, io: ContainerIO, place: Place, command: list[str]) -> dict[str, Any]:
+    """Run a command to its end, or to that of its client; gives the Status that tells of it."""
+    env = {**({"TERM": "xterm"} if io.tty else {}), **place.env}
+    spec = CommandSpec(os.urandom(32).hex(), place.id, command, env, place.cgroup, io.tty)
+    attachment = io.attach()
+    try:
+        started = await place.started.runtime.execute(spec, io.ends)
+    except ContainerError as error:
+        return _not_started(spec.id, error)
+    try:
+        io.begin()
+        if not await _talk(channels, io, attachment, started.ended):
+            _kill(started)
+        return _ended(command, await asyncio.shield(started.ended))
+    finally:
+        _kill(started)
+        os.close(started.pidfd)
+
+
+def _kill(started: Started) -> None:
+    """End a command, with what it has started, unless that has gone its own way (setsid)."""
+    if not started.ended.done():
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(started.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(started.pidfd, signal.SIGKILL)
+
+
+async def _talk(
+    channels: Channels, io: ContainerIO, attachment: Attachment, ended: asyncio.Future[int] | None = None
+) -> bool:
+    """Copy in both directions until all output is sent, and the process has ended; False when the client goes before.
+
+    `ended`: None where it is of no interest.
+    """
+    sending = asyncio.create_task(_send(channels, attachment, ended))
+    receiving = asyncio.create_task(_receive(channels, io))
+    try:
+        await asyncio.wait((sending, receiving), return_when=asyncio.FIRST_COMPLETED)
+        return sending.done() and sending.exception() is None
+    finally:
+        for task in (sending, receiving):
+            task.cancel()
+        for result in await asyncio.gather(sending, receiving, return_exceptions=True):
+            if isinstance(result, Exception) and not isinstance(result, ConnectionError):
+                raise result
+
+
+async def _send(channels: Channels, attachment: Attachment, ended: asyncio.Future[int] | None) -> None:
+    while (piece := await attachment.read()) is not None:
+        stream, data = piece
+        await channels.send(STDOUT if stream == STDOUT_STREAM else STDERR, data)
+    if ended is not None:
+        await asyncio.shield(ended)
+
+
+async def _receive(channels: Channels, io: ContainerIO) -> None:
+    """Pass on what the client sends, until it goes."""
+    while (message := await channels.receive()) is not None:
+        channel, data = message
+        if channel == RESIZE:
+            for line in data.splitlines():
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    size = json.loads(line)
+                    io.resize(size["Width"], size["Height"])
+        elif channel == STDIN and data:
+            await _give(channels, io, data)
+        elif channel == STDIN:
+            io.end_input()
+
+
+async def _give(channels: Channels, io: ContainerIO, data: bytes) -> None:
+    """Give input, and look for the client from time to time as long as it is not taken. Raises ConnectionError."""
+    giving = asyncio.create_task(io.write(data))
+    try:
+        while not (await asyncio.wait((giving,), timeout=PING_SECONDS))[0]:
+            await channels.ping()
+    finally:
+        giving.cancel()
+        await asyncio.gather(giving, return_exceptions=True)
+
+
+def _not_started(identifier: str, error: ContainerError) -> dict[str, Any]:
+    """What the kubelet says when containerd could not start a command (apierrors.NewInternalError)."""
+    words = (
+        "error executing command in container: failed to exec in container: failed to start exec "
+        f'"{identifier}": OCI runtime exec failed: exec failed: unable to start container process: '
+        f"{error.message}: unknown"
+    )
+    return {
+        "metadata": {},
+        "status": "Failure",
+        "message": f"Internal error occurred: {words}",
+        "reason": "InternalError",
+        "details": {"causes": [{"message": words}]},
+        "code": 500,
+    }
+
+
+def _ended(command: list[str], code: int) -> dict[str, Any]:
+    """What the kubelet says of a command's end (remotecommand/exec.go)."""
+    if code == 0:
+        return SUCCESS
+    words = f"error executing command [{' '.join(command)}], exit code {code}"
+    return {
+        "metadata": {},
+        "status": "Failure",
+        "message": f"command terminated with non-zero exit code: {words}",
+        "reason": "NonZeroExitCode",
+        "details": {"causes": [{"reason": "ExitCode", "message": str(code)}]},
+    }

@@ -17,7 +17,7 @@ from http import HTTPStatus
 
 from aiohttp import web
 
-from labs.cluster.api import auth, bodies, discovery, execution, logs, openapi_proto, scale, status
+from labs.cluster.api import auth, bodies, discovery, execution, logs, openapi_proto, portforward, scale, status
 from labs.cluster.api.bodies import Options
 from labs.cluster.api.containers import Locate
 from labs.cluster.api.openapi import OpenApi
@@ -31,6 +31,7 @@ from labs.cluster.resources import Object
 from labs.cluster.store import Store
 
 BACKLOG = 1024
+LINE_BYTES = 1 << 20  # a command of exec is in the URL; Go takes so many bytes of headers
 CREATED = 201
 STREAMING = ("exec", "attach", "portforward")
 
@@ -55,7 +56,7 @@ class ApiServer:
         self._context = context
         self._writer = Writer(store, plan)
         self._openapi = OpenApi(store.kinds)
-        self._runner = web.ServerRunner(web.Server(self._handle, access_log=None))
+        self._runner = web.ServerRunner(web.Server(self._handle, access_log=None, max_line_size=LINE_BYTES))
         self._ending = asyncio.Event()
 
     async def start(self, sockets: list[socket.socket]) -> None:
@@ -129,10 +130,8 @@ class ApiServer:
         return _json(get(self._store, request, target))
 
     async def _stream(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
-        pod = find(self._store, target)
-        if target.subresource != "exec":
-            raise execution.refuse(pod, target.subresource)
-        return await execution.run(request, pod, self._locate)
+        answer = {"exec": execution.execute, "attach": execution.attach, "portforward": portforward.forward}
+        return await answer[target.subresource](request, find(self._store, target), self._locate)
 
     async def _create(self, request: web.BaseRequest, target: Target) -> web.Response:
         data, options = await bodies.read(request), Options.of(request)

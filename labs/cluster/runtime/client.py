@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from labs.cluster.runtime.container import ContainerSpec
+from labs.cluster.runtime.container import CommandSpec, ContainerSpec
 from labs.cluster.runtime.messages import receive, send
 from tracer.errors import K8snetError
 
@@ -37,6 +37,7 @@ class Started:
     pid: int
     pidfd: int
     ended: asyncio.Future[int]
+    runtime: Runtime
 
 
 class Runtime:
@@ -87,13 +88,24 @@ class Runtime:
         spec.netns, spec.streams = netns is not None, not isinstance(output, int)
         streams = [output] if isinstance(output, int) else output
         fds = [notify, *streams, *([] if netns is None else [netns]), *extra]
+        return await self._begin("start", spec, fds)
+
+    async def execute(self, spec: CommandSpec, streams: tuple[int, int, int]) -> Started:
+        """Start a further command in a container that runs; `streams` become its stdin, stdout and stderr. The caller
+        closes its own descriptors.
+
+        Raises ContainerError, in runc's words where the command can't be started.
+        """
+        return await self._begin("execute", spec, streams)
+
+    async def _begin(self, what: str, spec: ContainerSpec | CommandSpec, fds: Sequence[int]) -> Started:
         ended = self._exits[spec.id] = asyncio.get_running_loop().create_future()
         try:
-            _, answered = await self._ask({"op": "start", "spec": asdict(spec)}, fds)
+            _, answered = await self._ask({"op": what, "spec": asdict(spec)}, fds)
         except BaseException:
             self._exits.pop(spec.id, None)
             raise
-        return Started(_pid_of(answered[0]), answered[0], ended)
+        return Started(_pid_of(answered[0]), answered[0], ended, self)
 
     async def _ask(self, request: dict[str, Any], fds: Sequence[int] = ()) -> tuple[dict[str, Any], list[int]]:
         if self.gone:

@@ -49,6 +49,18 @@ class ContainerSpec:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(slots=True)
+class CommandSpec:
+    """A further command for a container that runs. `id` is the command's, `container` that of the container."""
+
+    id: str
+    container: str
+    command: list[str]
+    env: dict[str, str]
+    cgroup: str | None = None
+    tty: bool = False
+
+
 Program = Callable[["Container"], None]
 
 

@@ -98,7 +98,7 @@ def _run_container(spec: ContainerSpec, notify: int, streams: list[int], extra: 
     """Become the container's first process. Never returns."""
     status = 128
     try:
-        _arrange_descriptors(notify, streams, extra)
+        arrange_descriptors(notify, streams, extra)
         reset_signals()
         os.setsid()
         if spec.tty:
@@ -144,7 +144,7 @@ def _run_program(spec: ContainerSpec) -> int:
     return 0
 
 
-def _arrange_descriptors(notify: int, streams: list[int], extra: list[int]) -> None:
+def arrange_descriptors(notify: int, streams: list[int], extra: list[int]) -> None:
     """Give the process what it keeps, at fixed numbers, and close all else. `streams`: all three, or for all output."""
     # Out of the way first, so that no dup2 overwrites a descriptor that is still to be moved.
     if len(streams) == 1:

@@ -19,10 +19,12 @@ from pathlib import Path
 
 from labs.cluster import linux
 from labs.cluster.runtime.client import Runtime
-from labs.cluster.runtime.container import EXTRA_FD, ContainerSpec
+from labs.cluster.runtime.command import execute
+from labs.cluster.runtime.container import EXTRA_FD, CommandSpec, ContainerSpec
 from labs.cluster.runtime.messages import receive, send
 from labs.cluster.runtime.process import reset_signals, start
 from labs.cluster.runtime.root import Machine
+from tracer.errors import K8snetError
 
 
 def fork_runtime(name: str) -> Runtime:
@@ -129,6 +131,11 @@ def _answer(connection: socket.socket, names: dict[int, str], machine: Machine) 
                 pid = start(spec, fds, machine)
                 names[pid] = spec.id
                 result = [os.pidfd_open(pid)]
+            case "execute":
+                command = CommandSpec(**message["spec"])
+                pid = execute(command, _process_of(names, command.container), fds)
+                names[pid] = command.id
+                result = [os.pidfd_open(pid)]
         send(connection, {"number": message["number"]}, result)
     except Exception as error:
         send(connection, {"number": message["number"], "error": str(error)})
@@ -136,6 +143,13 @@ def _answer(connection: socket.socket, names: dict[int, str], machine: Machine) 
         for fd in (*fds, *result):
             os.close(fd)
     return True
+
+
+def _process_of(names: dict[int, str], container: str) -> int:
+    for pid, name in names.items():
+        if name == container:
+            return pid
+    raise K8snetError(f"container {container} is not running")
 
 
 def _make_sandbox(name: str) -> int:

@@ -127,6 +127,7 @@ def with_io(tmp_path: Path, scenario: Scenario, **flags: bool) -> ContainerLog:
             await asyncio.wait_for(scenario(io), 20)
         finally:
             io.finish()
+        assert io.log is not None
         return io.log
 
     return asyncio.run(run())
@@ -178,7 +179,8 @@ def test_who_is_attached_gets_bytes_as_they_come(tmp_path: Path) -> None:
         assert await attachment.read() == (STDOUT, b"name: ")
         await io.write(b"you\nall the rest")
         assert await attachment.read() == (STDOUT, b"hello you\n")
-        attachment.close(with_stdin=True)  # stdin_once: this ends the input
+        attachment.close()
+        io.end_input()  # for good, because of stdin_once
         await process.wait()
 
     log = with_io(tmp_path, scenario, stdin=True, stdin_once=True)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
+import socket
 import ssl
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -83,7 +86,7 @@ def test_an_exit_status(client: Client) -> None:
     assert result(client.run("sh", "-c", "exit 42")) == {
         "metadata": {},
         "status": "Failure",
-        "message": "command terminated with non-zero exit code: exit status 42",
+        "message": "command terminated with non-zero exit code: error executing command [sh -c exit 42], exit code 42",
         "reason": "NonZeroExitCode",
         "details": {"causes": [{"reason": "ExitCode", "message": "42"}]},
     }
@@ -116,5 +119,44 @@ def test_a_client_that_goes_takes_its_command_with_it(client: Client, cluster: L
     assert b"sleep 4711" not in found
 
 
+@contextlib.contextmanager
+def upgrading(client: Client, subresource: str, protocol: str) -> Iterator[tuple[ssl.SSLSocket, bytes]]:
+    """A connection on which SPDY is to be spoken, and what the server says to that."""
+    host, _, port = client.url.removeprefix("https://").partition(":")
+    path = f"/api/v1/namespaces/default/pods/client/{subresource}?command=cat&stdin=1&stdout=1"
+    lines = (f"POST {path} HTTP/1.1", "Host: here", "Connection: Upgrade", "Upgrade: SPDY/3.1")
+    with (
+        socket.create_connection((host, int(port)), timeout=20) as plain,
+        client.context.wrap_socket(plain, server_hostname=host) as connection,
+    ):
+        connection.sendall("\r\n".join([*lines, f"X-Stream-Protocol-Version: {protocol}", "", ""]).encode())
+        answer = b""
+        while b"\r\n\r\n" not in answer:
+            answer += connection.recv(1)
+        yield connection, answer
+
+
+@pytest.mark.parametrize(
+    ("subresource", "protocol"), [("exec", "v4.channel.k8s.io"), ("portforward", "portforward.k8s.io")]
+)
+@pytest.mark.parametrize("noise", [b"\x80\x02" + bytes(20), b"\x80\x03\x00\x01\x00\x00\x00\x0a" + b"\xff" * 10])
+def test_who_does_not_speak_spdy_is_hung_up_on(
+    client: Client, cluster: Lab, subresource: str, protocol: str, noise: bytes
+) -> None:
+    with upgrading(client, subresource, protocol) as (connection, answer):
+        assert answer.startswith(b"HTTP/1.1 101 ") and f"X-Stream-Protocol-Version: {protocol}".encode() in answer
+        connection.sendall(noise)
+        with contextlib.suppress(ConnectionError):
+            assert connection.recv(1) == b""
+    assert said(client.run("echo", "well"), 1) == b"well\n"
+
+
+def test_a_protocol_that_is_not_spoken(client: Client) -> None:
+    with upgrading(client, "exec", "v9.channel.k8s.io") as (_, answer):
+        assert answer.startswith(b"HTTP/1.1 403 ")
+
+
 def test_a_command_that_is_not_there(client: Client) -> None:
-    assert "not found" in result(client.run("no-such-command"))["message"]
+    told = result(client.run("no-such-command"))
+    assert (told["reason"], told["code"]) == ("InternalError", 500)
+    assert told["message"].endswith('exec: "no-such-command": executable file not found in $PATH: unknown')
