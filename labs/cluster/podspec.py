@@ -121,20 +121,20 @@ def resolv_conf(pod: Object, node: NodeFacts) -> str:
     """
     policy = pod["spec"].get("dnsPolicy", "ClusterFirst")
     spec = pod["spec"].get("dnsConfig") or {}
-    servers, searches, options = [], [], []
+    servers: list[str] = []
+    searches: list[str] = []
+    options: dict[str, str | None] = {}
     if policy == "ClusterFirstWithHostNet" or (policy == "ClusterFirst" and not pod["spec"].get("hostNetwork")):
         servers = [DNS_IP]
         searches = [f"{pod['metadata']['namespace']}.svc.{DOMAIN}", f"svc.{DOMAIN}", DOMAIN]
-        options = ["ndots:5"]
+        options = {"ndots": "5"}
     servers += spec.get("nameservers") or ()
     searches += spec.get("searches") or ()
-    options += [
-        f"{entry['name']}:{entry['value']}" if "value" in entry else entry["name"]
-        for entry in spec.get("options") or ()
-    ]
-    lines = [f"search {' '.join(searches)}"] if searches else []
-    lines += [f"nameserver {server}" for server in servers]
-    lines += [f"options {' '.join(options)}"] if options else []
+    options.update((entry["name"], entry.get("value")) for entry in spec.get("options") or ())
+    words = [f"{name}:{value}" if value else name for name, value in options.items()]
+    lines = [f"search {' '.join(dict.fromkeys(searches))}"] if searches else []
+    lines += [f"nameserver {server}" for server in dict.fromkeys(servers)]
+    lines += [f"options {' '.join(words)}"] if words else []
     return "".join(f"{line}\n" for line in lines)
 
 

@@ -40,6 +40,19 @@ class TestFiles:
         assert resolv_conf(pod(hostNetwork=True), NODE) == ""
         assert "10.96.0.10" in resolv_conf(pod(hostNetwork=True, dnsPolicy="ClusterFirstWithHostNet"), NODE)
 
+    def test_resolv_conf_with_wishes(self) -> None:
+        """What is there already is not there twice, and an option of the pod's replaces the usual one."""
+        options = [{"name": "ndots", "value": "1"}, {"name": "edns0"}]
+        config = {
+            "nameservers": ["10.96.0.10", "192.0.2.1"],
+            "searches": ["cluster.local", "x.org"],
+            "options": options,
+        }
+        assert resolv_conf(pod(dnsConfig=config), NODE) == (
+            "search shop.svc.cluster.local svc.cluster.local cluster.local x.org\n"
+            "nameserver 10.96.0.10\nnameserver 192.0.2.1\noptions ndots:1 edns0\n"
+        )
+
     def test_resolv_conf_of_its_own(self) -> None:
         config = {
             "nameservers": ["192.0.2.1"],
