@@ -8,6 +8,7 @@ import pytest
 
 from labs.cluster.admission import prepare
 from labs.cluster.images import UnknownImage, find
+from labs.cluster.kinds import Kinds
 from labs.cluster.options import AddressPlan, ClusterOptions
 from labs.cluster.podenv import MissingConfig, Sources
 from labs.cluster.podspec import NodeFacts, container_spec, hosts_file, pod_cgroup, resolv_conf
@@ -20,7 +21,7 @@ def pod(container: dict[str, Any] | None = None, **spec: Any) -> dict[str, Any]:
     containers = [{"name": "main", "image": "http-echo", **(container or {})}]
     metadata = {"name": "web-1", "namespace": "shop", "labels": {"app": "web"}}
     item = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"containers": containers, **spec}}
-    _, prepared = prepare(AddressPlan((4,)), item)
+    _, prepared = prepare(Kinds(), AddressPlan((4,)), item)
     prepared["metadata"]["uid"] = "u-1"
     return prepared
 
