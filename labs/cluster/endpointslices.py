@@ -1,113 +1,203 @@
 """EndpointSlices: which addresses stand behind a Service right now.
 
-Stands for kube-controller-manager's endpointslice controller (pkg/controller/endpointslice, k8s.io/endpointslice). For
-each Service with a selector, family and set of ports: slices of at most MAX_ENDPOINTS addresses, with what a proxy must
-know of each (ready, serving, terminating, node). Slices that somebody else manages are left alone. Left out: topology
-hints, zones, the Endpoints mirror.
+Stands for kube-controller-manager's endpointslice controller (pkg/controller/endpointslice, k8s.io/endpointslice:
+reconciler.go). For each Service with a selector, family and set of ports: slices of at most MAX_ENDPOINTS addresses,
+with what a proxy must know of each (ready, serving, terminating, node, zone). What is there stays where it is, so that
+one pod that comes or goes changes one slice. Slices that somebody else manages are left alone. Left out: topology
+hints.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from labs.cluster.admission import random_suffix
-from labs.cluster.resources import ENDPOINTSLICES, PODS, SERVICES, Object, is_ready, key_of, matches, owner_reference
+from labs.cluster.podendpoints import (
+    CHANGED,
+    ZONE,
+    TriggerTimes,
+    by_namespace,
+    endpoint,
+    endpoint_ports,
+    labels_for,
+    pod_ip,
+    pods_behind,
+    selects_pods,
+    state_of,
+)
+from labs.cluster.resources import ENDPOINTSLICES, NODES, PODS, SERVICES, Object, key_of, owner_reference
 from labs.cluster.store import Store
 
 MAX_ENDPOINTS = 100
 MANAGER = "endpointslice-controller.k8s.io"
 SERVICE_NAME = "kubernetes.io/service-name"
 MANAGED_BY = "endpointslice.kubernetes.io/managed-by"
-WATCHED = (SERVICES, PODS, ENDPOINTSLICES)
+WATCHED = (SERVICES, PODS, ENDPOINTSLICES, NODES)
 
 
 def reconciler(store: Store) -> Callable[[], None]:
     """The function that brings the slices of all Services up to date."""
 
     settled: dict[tuple[str, str], object] = {}  # what each Service's slices were last made from
+    times = TriggerTimes()
 
     def reconcile() -> None:
         pods = by_namespace(store.list(PODS))
         states = {namespace: state_of(items) for namespace, items in pods.items()}
-        existing: dict[tuple[str, str], list[Object]] = {}
-        for item in store.list(ENDPOINTSLICES):
-            labels = item["metadata"].get("labels") or {}
-            if labels.get(MANAGED_BY) == MANAGER:
-                key = (item["metadata"]["namespace"], labels.get(SERVICE_NAME, ""))
-                existing.setdefault(key, []).append(item)
-        for service in store.list(SERVICES):
+        zones = _zones(store)
+        existing = _managed(store)
+        services = store.list(SERVICES)
+        for service in services:
             key = key_of(service)
             mine = existing.pop(key, [])
             version = service["metadata"]["resourceVersion"]
-            state = (version, states.get(key[0]), [item["metadata"]["resourceVersion"] for item in mine])
+            state = (version, states.get(key[0]), zones, [item["metadata"]["resourceVersion"] for item in mine])
             if settled.get(key) == state:
                 continue
-            if service["spec"].get("selector") and service["spec"]["type"] != "ExternalName":
-                namespace = service["metadata"]["namespace"]
-                _reconcile_service(store, service, pods.get(namespace, []), mine)
+            if selects_pods(service):
+                behind = pods_behind(service, pods.get(key[0], ()))
+                plan = _plan(service, behind, mine, zones)
+                _carry_out(store, plan, times.changed(service, behind))
             settled[key] = state
         for orphans in existing.values():
             for item in orphans:
                 store.delete(ENDPOINTSLICES, *key_of(item))
+        for key in settled.keys() - set(map(key_of, services)):
+            del settled[key]
+            times.forget(key)
 
     return reconcile
 
 
-def by_namespace(pods: list[Object]) -> dict[str, list[Object]]:
-    """Pods, those of each namespace together."""
-    found: dict[str, list[Object]] = {}
-    for pod in pods:
-        found.setdefault(pod["metadata"]["namespace"], []).append(pod)
+def _zones(store: Store) -> dict[str, str]:
+    """The zones of the nodes that are in one."""
+    labels = {node["metadata"]["name"]: node["metadata"].get("labels") or {} for node in store.list(NODES)}
+    return {name: found[ZONE] for name, found in labels.items() if found.get(ZONE)}
+
+
+def _managed(store: Store) -> dict[tuple[str, str], list[Object]]:
+    """Our slices, by the Service that they are for."""
+    found: dict[tuple[str, str], list[Object]] = {}
+    for item in store.list(ENDPOINTSLICES):
+        labels = item["metadata"].get("labels") or {}
+        if labels.get(MANAGED_BY) == MANAGER:
+            found.setdefault((item["metadata"]["namespace"], labels.get(SERVICE_NAME, "")), []).append(item)
     return found
 
 
-def state_of(items: list[Object]) -> tuple[int, int]:
-    """What differs when any of these objects was written, added or removed: every write has a version of its own."""
-    return len(items), max(int(item["metadata"]["resourceVersion"]) for item in items)
+@dataclass
+class _Plan:
+    """What is to be written for one Service."""
+
+    create: list[Object] = field(default_factory=list)
+    update: list[Object] = field(default_factory=list)
+    delete: list[Object] = field(default_factory=list)
 
 
-def _reconcile_service(store: Store, service: Object, pods: list[Object], existing: list[Object]) -> None:
-    """Write what differs. A slice keeps its name as long as family and ports stay, and endpoints keep their order."""
-    free = list(existing)
-    for family, ports, endpoints in wanted_slices(service, pods):
-        same_family = [item for item in free if item["addressType"] == family]
-        current = next((item for item in same_family if item["ports"] == ports), None)
-        if current is None:  # an empty one is as good: its ports meant nothing
-            current = next((item for item in same_family if not item["endpoints"]), None)
-        if current is None:
-            store.create(ENDPOINTSLICES, _slice(service, family, ports, endpoints))
+def _plan(service: Object, pods: list[Object], existing: list[Object], zones: Mapping[str, str]) -> _Plan:
+    """What differs from what should be; a slice that would go becomes one that is needed."""
+    plan = _Plan()
+    families = service["spec"].get("ipFamilies") or ("IPv4",)
+    for family in families:
+        part = _Plan()
+        mine = [item for item in existing if item["addressType"] == family]
+        wanted = _wanted(service, pods, family, zones)
+        for ports, endpoints in wanted.items():
+            same = [item for item in mine if json.dumps(item["ports"]) == ports]
+            _fill(service, family, json.loads(ports), same, endpoints, part)
+        part.delete += [item for item in mine if json.dumps(item["ports"]) not in wanted]
+        if len(part.delete) == len(mine) and not part.create:  # a Service without endpoints has one empty slice
+            part.create.append(_slice(service, family, [], []))
+        _recycle(service, part)
+        plan.create += part.create
+        plan.update += part.update
+        plan.delete += part.delete
+    plan.delete += [item for item in existing if item["addressType"] not in families]
+    return plan
+
+
+def _wanted(
+    service: Object, pods: list[Object], family: str, zones: Mapping[str, str]
+) -> dict[str, dict[tuple[str, ...], Object]]:
+    """The endpoints that there should be: by ports (as text), then by pod and address."""
+    found: dict[str, dict[tuple[str, ...], Object]] = {}
+    for pod in pods:
+        address = pod_ip(pod, family)
+        if address is not None:
+            entry = endpoint(service, pod, address, zones)
+            found.setdefault(json.dumps(endpoint_ports(service, pod)), {})[_identity(entry)] = entry
+    return found
+
+
+def _identity(entry: Object) -> tuple[str, ...]:
+    """What makes two endpoints the same one, in different states (endpointset)."""
+    reference = entry.get("targetRef") or {}
+    return (*entry["addresses"], str(reference.get("uid", "")))
+
+
+def _fill(
+    service: Object,
+    family: str,
+    ports: list[Object],
+    existing: list[Object],
+    wanted: dict[tuple[str, ...], Object],
+    plan: _Plan,
+) -> None:
+    """Slices for one set of ports (reconcileByPortMapping). What is there stays; new endpoints go into slices that
+    change anyway, the fullest first; what is left over then goes into one other slice if it fits, else into new ones.
+    """
+    left = dict(wanted)
+    changed: list[Object] = []
+    unchanged: list[Object] = []
+    for item in existing:
+        kept = [left.pop(_identity(entry)) for entry in item["endpoints"] if _identity(entry) in left]
+        new = {**item, "endpoints": kept}
+        if not kept:
+            plan.delete.append(item)
+        elif kept != item["endpoints"] or _labels(service) != item["metadata"].get("labels"):
+            changed.append(new)
         else:
-            free.remove(current)
-            store.update(ENDPOINTSLICES, {**current, "ports": ports, "endpoints": endpoints})
-    for item in free:
-        store.delete(ENDPOINTSLICES, *key_of(item))
+            unchanged.append(new)
+    changed.sort(key=lambda item: -len(item["endpoints"]))
+    for item in changed:
+        _pour(left, item)
+    while left:
+        room = [item for item in unchanged if len(item["endpoints"]) + len(left) <= MAX_ENDPOINTS]
+        target = max(room, key=lambda item: len(item["endpoints"]), default=None)
+        if target is None:
+            plan.create.append(_slice(service, family, ports, []))
+            _pour(left, plan.create[-1])
+        else:
+            unchanged.remove(target)
+            changed.append(target)
+            _pour(left, target)
+    plan.update += [{**item, "metadata": {**item["metadata"], "labels": _labels(service)}} for item in changed]
 
 
-def wanted_slices(service: Object, pods: list[Object]) -> Iterator[tuple[str, list[Object], list[Object]]]:
-    """The slices that a Service should have: address type, ports, endpoints. An empty one if there are none."""
-    for family in service["spec"].get("ipFamilies") or ("IPv4",):
-        by_ports: dict[str, list[Object]] = {}
-        for pod in pods:
-            if not matches(service["spec"]["selector"], pod["metadata"].get("labels")):
-                continue
-            ip = _pod_ip(pod, family)
-            if ip is None or (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
-                continue
-            ports = json.dumps(_ports(service, pod))
-            by_ports.setdefault(ports, []).append(_endpoint(service, pod, ip))
-        if not by_ports:
-            yield family, [], []
-        for text, endpoints in by_ports.items():
-            for start in range(0, len(endpoints), MAX_ENDPOINTS):
-                yield family, json.loads(text), endpoints[start : start + MAX_ENDPOINTS]
+def _pour(left: dict[tuple[str, ...], Object], item: Object) -> None:
+    """Move as many endpoints into a slice as it takes."""
+    for key in list(left)[: MAX_ENDPOINTS - len(item["endpoints"])]:
+        item["endpoints"].append(left.pop(key))
+
+
+def _recycle(service: Object, plan: _Plan) -> None:
+    """Write new slices over those that would go."""
+    while plan.create and plan.delete:
+        old, new = plan.delete.pop(0), plan.create.pop()
+        metadata = {**old["metadata"], "labels": _labels(service)}
+        written = {**old, "metadata": metadata, "ports": new["ports"], "endpoints": new["endpoints"]}
+        if written != old:
+            plan.update.append(written)
+
+
+def _labels(service: Object) -> dict[str, str]:
+    return labels_for(service, {SERVICE_NAME: service["metadata"]["name"], MANAGED_BY: MANAGER})
 
 
 def _slice(service: Object, family: str, ports: list[Object], endpoints: list[Object]) -> Object:
     namespace, name = key_of(service)
-    labels = {**(service["metadata"].get("labels") or {}), SERVICE_NAME: name, MANAGED_BY: MANAGER}
-    if service["spec"].get("clusterIP") == "None":
-        labels["service.kubernetes.io/headless"] = ""
     return {
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
@@ -115,7 +205,7 @@ def _slice(service: Object, family: str, ports: list[Object], endpoints: list[Ob
             "name": f"{name}-{random_suffix()}",
             "generateName": f"{name}-",
             "namespace": namespace,
-            "labels": labels,
+            "labels": _labels(service),
             "ownerReferences": [owner_reference(service)],
         },
         "addressType": family,
@@ -124,58 +214,19 @@ def _slice(service: Object, family: str, ports: list[Object], endpoints: list[Ob
     }
 
 
-def _pod_ip(pod: Object, family: str) -> str | None:
-    for entry in (pod.get("status") or {}).get("podIPs") or ():
-        if (":" in entry["ip"]) is (family == "IPv6"):
-            return str(entry["ip"])
-    return None
+def _carry_out(store: Store, plan: _Plan, changed: str | None) -> None:
+    for item in plan.create:
+        store.create(ENDPOINTSLICES, _dated(item, changed))
+    for item in plan.update:
+        store.update(ENDPOINTSLICES, _dated(item, changed))
+    for item in plan.delete:
+        store.delete(ENDPOINTSLICES, *key_of(item))
 
 
-def _ports(service: Object, pod: Object) -> list[Object]:
-    """The Service's ports as this pod has them: a named targetPort may mean another number in each pod."""
-    ports = []
-    for port in service["spec"].get("ports") or ():
-        number = port["targetPort"]
-        if isinstance(number, str):
-            number = _named_port(pod, number, port["protocol"])
-            if number is None:
-                continue
-        entry = {"name": port.get("name", ""), "protocol": port["protocol"], "port": number}
-        if port.get("appProtocol"):
-            entry["appProtocol"] = port["appProtocol"]
-        ports.append(entry)
-    return ports
-
-
-def _named_port(pod: Object, name: str, protocol: str) -> int | None:
-    for container in pod["spec"]["containers"]:
-        for port in container.get("ports") or ():
-            if port.get("name") == name and port.get("protocol", "TCP") == protocol:
-                return int(port["containerPort"])
-    return None
-
-
-def _endpoint(service: Object, pod: Object, ip: str) -> Object:
-    serving = is_ready(pod)
-    terminating = "deletionTimestamp" in pod["metadata"]
-    always = bool(service["spec"].get("publishNotReadyAddresses"))
-    endpoint: Object = {
-        "addresses": [ip],
-        "conditions": {
-            "ready": always or (serving and not terminating),
-            "serving": always or serving,
-            "terminating": terminating,
-        },
-        "nodeName": pod["spec"].get("nodeName"),
-        "targetRef": {
-            "kind": "Pod",
-            "namespace": pod["metadata"]["namespace"],
-            "name": pod["metadata"]["name"],
-            "uid": pod["metadata"]["uid"],
-        },
-    }
-    # A pod that names its subdomain after a headless Service gets a DNS name of its own in it.
-    spec = pod["spec"]
-    if spec.get("hostname") and spec.get("subdomain") == service["metadata"]["name"]:
-        endpoint["hostname"] = spec["hostname"]
-    return endpoint
+def _dated(item: Object, changed: str | None) -> Object:
+    """A slice that tells when what it tells of happened."""
+    metadata = {key: value for key, value in item["metadata"].items() if key != "annotations"}
+    annotations = {key: value for key, value in (item["metadata"].get("annotations") or {}).items() if key != CHANGED}
+    if changed is not None:
+        annotations[CHANGED] = changed
+    return {**item, "metadata": {**metadata, **({"annotations": annotations} if annotations else {})}}

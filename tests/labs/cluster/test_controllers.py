@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 import pytest
 
 from labs.cluster import daemonsets, endpointslices, garbage, ownedpods, replicasets, rollouts, scheduler
 from labs.cluster.admission import admit
 from labs.cluster.deploymentrevisions import revision
-from labs.cluster.resources import DEPLOYMENTS, ENDPOINTSLICES, PODS, REPLICASETS, SERVICES, is_ready, key_of
+from labs.cluster.resources import DEPLOYMENTS, PODS, REPLICASETS, is_ready, key_of
 from labs.cluster.store import Store
 from tests.labs.cluster.workloads import PLAN, new_store, workload
 
@@ -202,94 +201,3 @@ class TestScheduler:
         run(store)
         assert store.get(PODS, "default", "a")["spec"]["nodeName"] == "node3"
         assert "nodeName" not in store.get(PODS, "default", "b")["spec"]
-
-
-class TestEndpointSlices:
-    def service(self, store: Store, **spec: Any) -> None:
-        spec = {"selector": {"app": "web"}, "ports": [{"name": "http", "port": 80, "targetPort": 8080}], **spec}
-        admit(store, PLAN, {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}, "spec": spec})
-
-    def pods(self, store: Store, count: int = 3) -> None:
-        admit(store, PLAN, workload("ReplicaSet", replicas=count))
-        run(store)
-
-    def test_ready_pods_are_endpoints(self, store: Store) -> None:
-        self.service(store)
-        self.pods(store)
-        serve(store)
-        run(store)
-        (item,) = store.list(ENDPOINTSLICES)
-        assert (item["addressType"], item["ports"]) == ("IPv4", [{"name": "http", "protocol": "TCP", "port": 8080}])
-        assert item["metadata"]["labels"]["kubernetes.io/service-name"] == "web"
-        assert [endpoint["addresses"] for endpoint in item["endpoints"]] == [[f"10.244.0.{n}"] for n in (2, 3, 4)]
-        for endpoint, pod in zip(item["endpoints"], store.list(PODS), strict=True):
-            assert endpoint["conditions"] == {"ready": True, "serving": True, "terminating": False}
-            assert endpoint["nodeName"] == pod["spec"]["nodeName"]
-            assert endpoint["targetRef"]["name"] == pod["metadata"]["name"]
-
-    def test_pods_that_do_not_serve_are_not_ready(self, store: Store) -> None:
-        self.service(store)
-        self.pods(store)
-        serve(store, ready=False)
-        run(store)
-        conditions = [endpoint["conditions"]["ready"] for endpoint in store.list(ENDPOINTSLICES)[0]["endpoints"]]
-        assert conditions == [False] * 3
-
-    def test_unless_they_are_to_be_published_anyway(self, store: Store) -> None:
-        self.service(store, publishNotReadyAddresses=True)
-        self.pods(store)
-        serve(store, ready=False)
-        run(store)
-        assert all(endpoint["conditions"]["ready"] for endpoint in store.list(ENDPOINTSLICES)[0]["endpoints"])
-
-    def test_dual_stack_has_a_slice_for_each_family(self, store: Store) -> None:
-        self.service(store, ipFamilyPolicy="PreferDualStack")
-        self.pods(store)
-        serve(store)
-        run(store)
-        assert sorted(item["addressType"] for item in store.list(ENDPOINTSLICES)) == ["IPv4", "IPv6"]
-
-    def test_a_hundred_endpoints_to_a_slice(self, store: Store) -> None:
-        self.service(store)
-        self.pods(store, 230)
-        serve(store)
-        run(store)
-        assert sorted(len(item["endpoints"]) for item in store.list(ENDPOINTSLICES)) == [30, 100, 100]
-
-    def test_a_named_port_is_what_the_pod_says(self, store: Store) -> None:
-        self.service(store, ports=[{"port": 80, "targetPort": "http"}])
-        for name, number in (("a", 8080), ("b", 9090)):
-            container = {"name": "x", "image": "http-echo", "ports": [{"name": "http", "containerPort": number}]}
-            metadata = {"name": name, "labels": {"app": "web"}}
-            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"containers": [container]}}
-            admit(store, PLAN, pod)
-        serve(store)
-        run(store)
-        ports = {item["ports"][0]["port"]: len(item["endpoints"]) for item in store.list(ENDPOINTSLICES)}
-        assert ports == {8080: 1, 9090: 1}
-
-    def test_a_service_without_pods_has_an_empty_slice_that_is_used_later(self, store: Store) -> None:
-        self.service(store)
-        run(store)
-        (empty,) = store.list(ENDPOINTSLICES)
-        assert empty["endpoints"] == []
-        self.pods(store)
-        serve(store)
-        run(store)
-        (full,) = store.list(ENDPOINTSLICES)
-        assert (full["metadata"]["name"], len(full["endpoints"])) == (empty["metadata"]["name"], 3)
-
-    def test_slices_go_with_their_service_and_those_of_others_stay(self, store: Store) -> None:
-        self.service(store)
-        own = {
-            "metadata": {"name": "manual", "namespace": "default", "labels": {"kubernetes.io/service-name": "web"}},
-            "addressType": "IPv4",
-            "ports": [],
-            "endpoints": [],
-        }
-        store.create(ENDPOINTSLICES, own)
-        run(store)
-        assert len(store.list(ENDPOINTSLICES)) == 2
-        store.delete(SERVICES, "default", "web")
-        run(store)
-        assert [item["metadata"]["name"] for item in store.list(ENDPOINTSLICES)] == ["manual"]
