@@ -1,7 +1,8 @@
 """What the API server does to an object before it stores it: completes it, checks it, gives it addresses and ports.
 
 Stands for the registry's strategies (pkg/registry/*/strategy.go: PrepareForCreate, Validate, PrepareForUpdate,
-ValidateUpdate) and the NamespaceLifecycle admission plugin. Left out: quotas, limits, webhooks, Pod Security.
+ValidateUpdate) and the admission plugins NamespaceLifecycle and ServiceAccount
+(plugin/pkg/admission/serviceaccount). Left out: quotas, limits, webhooks, Pod Security.
 
 What belongs here: the order of these steps, and what an update takes over from the object that it replaces. What does
 not: the steps themselves (`labs.cluster.defaults`, `labs.cluster.validation`, `labs.cluster.allocation`).
@@ -18,12 +19,22 @@ from labs.cluster.extensions import definitions, rules, structural, values
 from labs.cluster.fielderrors import Invalid
 from labs.cluster.kinds import Kinds
 from labs.cluster.options import AddressPlan
-from labs.cluster.resources import DEFINITIONS, NAMESPACES, PODS, SERVICES, Object, Resource
+from labs.cluster.resources import DEFINITIONS, NAMESPACES, PODS, SERVICEACCOUNTS, SERVICES, Object, Resource
 from labs.cluster.store import Store
 from labs.cluster.validation import validate
 from tracer.errors import K8snetError
 
-__all__ = ["NODE_PORTS", "Forbidden", "Invalid", "NoNamespace", "NoSuchKind", "admit", "prepare", "qos_class"]
+__all__ = [
+    "NODE_PORTS",
+    "Forbidden",
+    "Invalid",
+    "NoNamespace",
+    "NoServiceAccount",
+    "NoSuchKind",
+    "admit",
+    "prepare",
+    "qos_class",
+]
 
 # No vowels and no 0, 1, 3: no words by accident (k8s.io/apimachinery/pkg/util/rand).
 ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
@@ -31,6 +42,7 @@ GENERATED_LENGTH = 63 - 5
 # Metadata that is the server's: what a client sends of it does not count.
 SERVER_METADATA = ("uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink")
 APPLIED = "managedFields"
+MIRROR = "kubernetes.io/config.mirror"  # on pods that a kubelet shows, and did not ask for
 
 
 class NoSuchKind(K8snetError):
@@ -57,6 +69,18 @@ class Forbidden(K8snetError):
         self.causes = causes or []
 
 
+class NoServiceAccount(Forbidden):
+    """The pod's ServiceAccount is not there; `name` is its name."""
+
+    def __init__(self, pod: Object, name: str) -> None:
+        namespace = pod["metadata"]["namespace"]
+        super().__init__(
+            f'pods "{pod["metadata"].get("name", "")}" is forbidden: error looking up service account '
+            f'{namespace}/{name}: serviceaccount "{name}" not found'
+        )
+        self.name = name
+
+
 def admit(store: Store, plan: AddressPlan, item: Object, *, dry_run: bool = False) -> Object:
     """Store a new object with all that the API server would add to it.
 
@@ -69,6 +93,10 @@ def admit(store: Store, plan: AddressPlan, item: Object, *, dry_run: bool = Fals
         item["apiVersion"] = resource.custom.storage
     if resource.namespaced:
         _require_namespace(store, resource, item)
+    if resource == PODS and MIRROR not in (item["metadata"].get("annotations") or {}):
+        account = item["spec"]["serviceAccountName"]
+        if store.find(SERVICEACCOUNTS, item["metadata"]["namespace"], account) is None:
+            raise NoServiceAccount(item, account)
     if resource == SERVICES:
         allocate(item, store.list(SERVICES), plan)
     return store.create(resource.stored, item, dry_run=dry_run)

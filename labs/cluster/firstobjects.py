@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 
 from labs.cluster import endpointslices, schema
+from labs.cluster.admission import MIRROR
 from labs.cluster.api.discovery import GIT_VERSION, architecture
 from labs.cluster.kinds import Kinds
 from labs.cluster.podspec import API_PORT, NodeFacts
@@ -17,7 +18,6 @@ from labs.cluster.resources import Object
 from labs.cluster.store import now
 from tracer.errors import K8snetError
 
-MIRROR = "kubernetes.io/config.mirror"
 CONTROL_PLANE = {
     "etcd": "registry.k8s.io/etcd:3.5.15-0",
     "kube-apiserver": f"registry.k8s.io/kube-apiserver:{GIT_VERSION}",

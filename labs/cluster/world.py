@@ -302,9 +302,12 @@ class World:
         """The first objects: what the components need, the nodes, the workload, what the user asked for."""
         for node in self.nodes:
             self.store.create(NODES, firstobjects.node(node.number, node.facts))
+        furnish = namespaces.reconciler(self.store, self._authority.certificate.decode())
         for text in [*manifests.starting_texts(), *self.options.manifests]:
             for item in manifests.parse(text):
                 self._create(item)
+                if item["kind"] == "Namespace":
+                    furnish()  # pods need the account that comes with their namespace
         for item in firstobjects.control_plane_pods(self.nodes[0].facts):
             self._create(item)
         service, address = self.store.get(SERVICES, "default", "kubernetes"), self.nodes[0].facts.addresses[0]

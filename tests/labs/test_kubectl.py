@@ -294,6 +294,23 @@ def test_cordon_drain_and_taint(kubectl: Kubectl) -> None:
     kubectl("wait", "--for=condition=Ready", "pod/there", "--timeout=30s")
 
 
+def test_a_pod_needs_its_service_account(kubectl: Kubectl) -> None:
+    """Also one that is made at the same moment as its namespace: its account comes with that."""
+    words = kubectl.fails("run", "probe", "--image=client", "--overrides", '{"spec": {"serviceAccountName": "robot"}}')
+    where = f'{kubectl.namespace}/robot: serviceaccount "robot" not found'
+    assert words.endswith(f'pods "probe" is forbidden: error looking up service account {where}\n')
+    other = f"{kubectl.namespace}-2"
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": other}}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "namespace": other}}
+    spec = {"containers": [{"name": "a", "image": "client"}]}
+    both = json.dumps({"apiVersion": "v1", "kind": "List", "items": [namespace, {**pod, "spec": spec}]})
+    assert kubectl("apply", f"--namespace={other}", "-f", "-", feed=both).splitlines() == [
+        f"namespace/{other} created",
+        "pod/a created",
+    ]
+    kubectl("delete", "namespace", other, "--wait=false")
+
+
 def test_an_unknown_image_is_told_of(kubectl: Kubectl) -> None:
     kubectl("run", "lost", "--image=example.org/nothing:1")
     assert wait_until(lambda: kubectl.rows("get", "pod", "lost")[1][1:3] == ["0/1", "ErrImagePull"])

@@ -11,12 +11,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import random
 import socket
 import ssl
 from http import HTTPStatus
 
 from aiohttp import web
 
+from labs.cluster.admission import NoServiceAccount
 from labs.cluster.api import auth, bodies, discovery, execution, logs, openapi_proto, portforward, scale, status
 from labs.cluster.api.bodies import Options
 from labs.cluster.api.containers import Locate
@@ -33,6 +35,10 @@ from labs.cluster.store import Store
 BACKLOG = 1024
 LINE_BYTES = 1 << 20  # a command of exec is in the URL; Go takes so many bytes of headers
 CREATED = 201
+# How often, and at which distance in seconds, a pod's account is looked for (getServiceAccount in
+# plugin/pkg/admission/serviceaccount).
+ACCOUNT_ATTEMPTS = 10
+ACCOUNT_SECONDS = (0.1, 0.2)
 STREAMING = ("exec", "attach", "portforward")
 
 log = logging.getLogger(__name__)
@@ -139,7 +145,17 @@ class ApiServer:
             return _json(self._writer.evict(target, options), CREATED)
         if target.name or (target.resource.namespaced and not target.namespace) or not _stored(target):
             raise status.not_allowed()
-        item = self._writer.create(target, data, bodies.content_type(request), options)
+        for attempt in range(1, ACCOUNT_ATTEMPTS + 1):
+            try:
+                item = self._writer.create(target, data, bodies.content_type(request), options)
+                break
+            except status.ApiError as error:
+                # The account `default` comes a moment after its namespace.
+                missing = error.__cause__
+                is_coming = isinstance(missing, NoServiceAccount) and missing.name == "default"
+                if not is_coming or attempt == ACCOUNT_ATTEMPTS:
+                    raise
+            await asyncio.sleep(random.uniform(*ACCOUNT_SECONDS))
         return _json(form(request, target, item), CREATED, options.warnings)
 
     async def _change(self, request: web.BaseRequest, target: Target, verb: str) -> web.Response:

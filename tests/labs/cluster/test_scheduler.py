@@ -14,6 +14,7 @@ from labs.cluster.options import AddressPlan
 from labs.cluster.quantities import is_quantity, parse
 from labs.cluster.resources import EVENTS, NODES, PODS
 from labs.cluster.store import Store
+from tests.labs.cluster.stores import store_with
 
 PLAN = AddressPlan((4,))
 ALLOCATABLE = {"cpu": "2", "memory": "1Gi", "pods": "3"}
@@ -21,8 +22,7 @@ ALLOCATABLE = {"cpu": "2", "memory": "1Gi", "pods": "3"}
 
 @pytest.fixture
 def store() -> Store:
-    store = Store()
-    admit(store, PLAN, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"}})
+    store = store_with("default")
     for number, zone in ((1, "a"), (2, "a"), (3, "b")):
         name = f"node{number}"
         labels = {"kubernetes.io/hostname": name, "zone": zone}

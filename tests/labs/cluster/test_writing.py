@@ -8,15 +8,26 @@ from typing import Any
 import pytest
 
 from labs.cluster import garbage
-from labs.cluster.admission import admit
+from labs.cluster.admission import NoServiceAccount, admit
 from labs.cluster.api import protobuf
 from labs.cluster.api.bodies import Options
 from labs.cluster.api.paths import Target
 from labs.cluster.api.status import ApiError
 from labs.cluster.api.writing import Writer, read_delete_options
 from labs.cluster.options import AddressPlan
-from labs.cluster.resources import CONFIGMAPS, DEPLOYMENTS, NAMESPACES, NODES, PODS, REPLICASETS, SERVICES, Resource
+from labs.cluster.resources import (
+    CONFIGMAPS,
+    DEPLOYMENTS,
+    NAMESPACES,
+    NODES,
+    PODS,
+    REPLICASETS,
+    SERVICEACCOUNTS,
+    SERVICES,
+    Resource,
+)
 from labs.cluster.store import Store
+from tests.labs.cluster.stores import store_with
 
 PLAN = AddressPlan((4,))
 JSON = "application/json"
@@ -24,9 +35,7 @@ JSON = "application/json"
 
 @pytest.fixture
 def store() -> Store:
-    store = Store()
-    for name in ("default", "shop"):
-        admit(store, PLAN, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    store = store_with("default", "shop")
     store.create(NODES, {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node1"}, "spec": {}, "status": {}})
     return store
 
@@ -200,6 +209,25 @@ class TestCreate:
         assert caught.value.body["message"].startswith('Pod "A" is invalid: [metadata.name: Invalid value: "A": ')
 
 
+class TestServiceAccounts:
+    WORDS = 'pods "p" is forbidden: error looking up service account shop/robot: serviceaccount "robot" not found'
+
+    def test_a_pod_needs_its_account(self, store: Store, writer: Writer) -> None:
+        robot = pod(serviceAccountName="robot")
+        assert refusal(lambda: create(writer, robot, PODS)) == (403, "Forbidden", self.WORDS)
+        account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "robot"}}
+        create(writer, account, SERVICEACCOUNTS)
+        assert create(writer, robot, PODS)["spec"]["serviceAccountName"] == "robot"
+
+    def test_a_mirror_pod_needs_none(self, store: Store) -> None:
+        store.delete(SERVICEACCOUNTS, "shop", "default")
+        mirror = pod()
+        mirror["metadata"] |= {"namespace": "shop", "annotations": {"kubernetes.io/config.mirror": "x"}}
+        admit(store, PLAN, mirror)
+        with pytest.raises(NoServiceAccount):
+            admit(store, PLAN, {**pod(), "metadata": {"name": "q", "namespace": "shop"}})
+
+
 class TestUpdate:
     def put(self, writer: Writer, item: dict[str, Any], resource: Resource = CONFIGMAPS, sub: str = "") -> Any:
         target = Target(resource, "shop", item["metadata"]["name"], sub)
@@ -341,4 +369,4 @@ class TestDelete:
         for _ in range(3):
             garbage.reconciler(store)()
         assert [item["metadata"]["name"] for item in store.list(NAMESPACES)] == ["default"]
-        assert store.list(CONFIGMAPS) == store.list(REPLICASETS) == []
+        assert store.list(CONFIGMAPS, "shop") == store.list(REPLICASETS) == []

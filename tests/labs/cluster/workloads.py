@@ -9,18 +9,17 @@ import datetime
 from typing import Any
 
 from labs.cluster import daemonsets, replicasets, rollouts, scheduler, taints
-from labs.cluster.admission import admit
 from labs.cluster.options import AddressPlan
 from labs.cluster.resources import NODES, PODS, Object, Resource, key_of
 from labs.cluster.store import Store
+from tests.labs.cluster.stores import store_with
 
 PLAN = AddressPlan((4, 6))
 
 
 def new_store(nodes: int = 3) -> Store:
     """A store with the namespace default and some nodes."""
-    store = Store()
-    admit(store, PLAN, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"}})
+    store = store_with("default")
     for number in range(1, nodes + 1):
         name = f"node{number}"
         store.create(NODES, {"metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}}, "spec": {}})
