@@ -14,6 +14,7 @@ import logging
 import random
 import socket
 import ssl
+from asyncio import sslproto
 from http import HTTPStatus
 
 from aiohttp import web
@@ -34,6 +35,7 @@ from labs.cluster.store import Store
 
 BACKLOG = 1024
 LINE_BYTES = 1 << 20  # a command of exec is in the URL; Go takes so many bytes of headers
+TLS_BUFFER = 32 * 1024  # a record has 16 KiB at most (RFC 8446, 5.1)
 CREATED = 201
 # How often, and at which distance in seconds, a pod's account is looked for (getServiceAccount in
 # plugin/pkg/admission/serviceaccount).
@@ -67,6 +69,9 @@ class ApiServer:
 
     async def start(self, sockets: list[socket.socket]) -> None:
         """Serve on bound sockets, in whichever network namespaces they are."""
+        # asyncio fills a buffer of 256 KiB for each TLS connection, a quarter of a GB for 1,000 watches. Undocumented;
+        # should the name be gone some day, memory is all that it costs.
+        sslproto.SSLProtocol.max_size = TLS_BUFFER
         await self._runner.setup()
         for listener in sockets:
             await web.SockSite(self._runner, listener, ssl_context=self._context, backlog=BACKLOG).start()
