@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Callable
 
 from labs.cluster.allocation import NODE_PORTS, allocate
 from labs.cluster.defaults import admit_pod, complete, first_status, qos_class
@@ -42,6 +43,7 @@ GENERATED_LENGTH = 63 - 5
 # Metadata that is the server's: what a client sends of it does not count.
 SERVER_METADATA = ("uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink")
 APPLIED = "managedFields"
+Recorder = Callable[[Object], None]
 MIRROR = "kubernetes.io/config.mirror"  # on pods that a kubelet shows, and did not ask for
 
 
@@ -81,12 +83,21 @@ class NoServiceAccount(Forbidden):
         self.name = name
 
 
-def admit(store: Store, plan: AddressPlan, item: Object, *, dry_run: bool = False) -> Object:
+def no_record(_: Object) -> None:
+    """The recorder of those who leave no trace."""
+
+
+def admit(
+    store: Store, plan: AddressPlan, item: Object, *, dry_run: bool = False, record: Recorder = no_record
+) -> Object:
     """Store a new object with all that the API server would add to it.
+
+    `record` is called with the object as its author wants it, with its defaults and before the server adds what is its
+    own; it may change managedFields, and nothing else.
 
     Raises NoSuchKind, NoNamespace, Forbidden, Invalid or AlreadyExists.
     """
-    resource, item = prepare(store.kinds, plan, item)
+    resource, item = prepare(store.kinds, plan, item, record)
     if resource.custom is not None:
         if resource.custom.terminating:
             raise Terminating("create not allowed while custom resource definition is terminating")
@@ -102,7 +113,7 @@ def admit(store: Store, plan: AddressPlan, item: Object, *, dry_run: bool = Fals
     return store.create(resource.stored, item, dry_run=dry_run)
 
 
-def prepare(kinds: Kinds, plan: AddressPlan, item: Object) -> tuple[Resource, Object]:
+def prepare(kinds: Kinds, plan: AddressPlan, item: Object, record: Recorder = no_record) -> tuple[Resource, Object]:
     """A new object as it may be stored, and its resource. Raises NoSuchKind or Invalid."""
     resource = kinds.by_kind(str(item.get("apiVersion")), str(item.get("kind")))
     if resource is None:
@@ -122,9 +133,12 @@ def prepare(kinds: Kinds, plan: AddressPlan, item: Object) -> tuple[Resource, Ob
     if resource.custom is not None:
         if resource.has_status:
             item.pop("status", None)
-        return resource, _as_defined(resource, plan, item, None)
+        item = _as_defined(resource, plan, item, None)
+        record(item)
+        return resource, item
     complete(item, plan)
     validate(resource, item, plan)
+    record(item)
     if resource == PODS:
         admit_pod(item)
     if resource == DEFINITIONS:
@@ -144,9 +158,16 @@ def _as_defined(resource: Resource, plan: AddressPlan, item: Object, old: Object
 
 
 def replace(
-    store: Store, plan: AddressPlan, resource: Resource, old: Object, new: Object, *, dry_run: bool = False
+    store: Store,
+    plan: AddressPlan,
+    resource: Resource,
+    old: Object,
+    new: Object,
+    *,
+    dry_run: bool = False,
+    record: Recorder = no_record,
 ) -> Object:
-    """Store `new` in place of `old`. Raises Invalid, Conflict or NotFound."""
+    """Store `new` in place of `old`; `record` as in `admit`. Raises Invalid, Conflict or NotFound."""
     item = copy.deepcopy(new)
     metadata = item["metadata"]
     for field in SERVER_METADATA:
@@ -163,9 +184,11 @@ def replace(
         _keep_allocated(item, old)
     if resource.custom is not None:
         item = {**_as_defined(resource, plan, item, old), "apiVersion": resource.custom.storage}
+        record(item)
         return store.update(resource.stored, item, dry_run=dry_run)
     complete(item, plan)
     validate(resource, item, plan, old)
+    record(item)
     if resource == DEFINITIONS:
         definitions.remember_storage(item)
     if resource == SERVICES:
@@ -175,10 +198,19 @@ def replace(
 
 
 def replace_status(
-    store: Store, plan: AddressPlan, resource: Resource, old: Object, new: Object, *, dry_run: bool = False
+    store: Store,
+    plan: AddressPlan,
+    resource: Resource,
+    old: Object,
+    new: Object,
+    *,
+    dry_run: bool = False,
+    record: Recorder = no_record,
 ) -> Object:
-    """Store the status of `new` in place of that of `old`, and nothing else of it. Raises Conflict or NotFound; Invalid
-    for a custom object."""
+    """Store the status of `new` in place of that of `old`, and nothing else of it; `record` as in `admit`.
+
+    Raises Conflict or NotFound; Invalid for a custom object.
+    """
     metadata = {**old["metadata"]}
     if new["metadata"].get("resourceVersion"):
         metadata["resourceVersion"] = new["metadata"]["resourceVersion"]
@@ -188,6 +220,7 @@ def replace_status(
         item["status"] = new["status"]
     if resource.custom is not None:
         item = {**_as_defined(resource, plan, item, old), "apiVersion": resource.custom.storage}
+    record(item)
     return store.update(resource.stored, item, dry_run=dry_run)
 
 

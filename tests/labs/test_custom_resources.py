@@ -132,7 +132,13 @@ def test_patches_of_them(kubectl: Kubectl) -> None:
     assert kubectl("apply", "--server-side", "--field-manager=one", "-f", "-", feed=widget(applied)).endswith(
         "applied\n"
     )
-    assert kubectl("get", "wd", "w", "-o", "jsonpath={.spec.parts[*].name}") == "a"
+    # Another manager's entry of a keyed list is one more, and what a manager takes back goes.
+    applied = "{size: small, parts: [{name: b, count: 2}]}"
+    kubectl("apply", "--server-side", "--field-manager=two", "-f", "-", feed=widget(applied))
+    names = "jsonpath={.spec.parts[*].name}"
+    assert kubectl("get", "wd", "w", "-o", names) == "a b"
+    kubectl("apply", "--server-side", "--field-manager=one", "-f", "-", feed=widget())
+    assert kubectl("get", "wd", "w", "-o", names) == "b"
 
 
 def test_a_deprecated_version_warns(kubectl: Kubectl) -> None:

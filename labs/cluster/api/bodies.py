@@ -173,7 +173,16 @@ def typed(item: Object, resource: Resource, options: Options, failure: Callable[
         raise failure(f"strict decoding error: {', '.join(words)}")
     if words and options.validation == "Warn":
         options.warnings += words
-    return kept
+    return _without_empty_maps(kept)
+
+
+def _without_empty_maps(item: Object) -> Object:
+    """Labels and annotations of which there are none are not there (omitempty)."""
+    metadata = item.get("metadata")
+    if not isinstance(metadata, dict) or (metadata.get("labels") != {} and metadata.get("annotations") != {}):
+        return item
+    kept = {key: value for key, value in metadata.items() if key not in ("labels", "annotations") or value}
+    return {**item, "metadata": kept}
 
 
 def _builtin(item: Object, name: str) -> tuple[Object, list[str]]:

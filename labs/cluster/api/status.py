@@ -114,20 +114,30 @@ def expired(message: str, token: str | None = None) -> ApiError:
     return error
 
 
-def apply_conflict(rivals: list[tuple[str, tuple[str, ...]]]) -> ApiError:
-    """Fields that somebody else applies with other values (managedfields/internal/conflict.go)."""
+def apply_conflict(rivals: list[tuple[dict[str, Any], tuple[str, ...]]]) -> ApiError:
+    """Fields that somebody else wants with other values: an entry of managedFields and a path for each
+    (managedfields/internal/conflict.go)."""
     causes = [
-        {"reason": "FieldManagerConflict", "message": f'conflict with "{manager}"', "field": _dotted(path)}
-        for manager, path in rivals
+        {"reason": "FieldManagerConflict", "message": f"conflict with {_manager(entry)}", "field": _dotted(path)}
+        for entry, path in rivals
     ]
-    told = [f'conflict with "{manager}": {_dotted(path)}' for manager, path in rivals]
-    if len(told) == 1:
-        message = f"Apply failed with 1 conflict: {told[0]}"
+    if len(causes) == 1:
+        message = f"Apply failed with 1 conflict: {causes[0]['message']}: {causes[0]['field']}"
     else:
-        lines = "".join(f"\n- {cause['field']}" for cause in causes)
-        who = ", ".join(sorted({f'"{manager}"' for manager, _ in rivals}))
-        message = f"Apply failed with {len(told)} conflicts: conflicts with {who}:{lines}"
+        fields: dict[str, list[str]] = {}
+        for entry, path in rivals:
+            fields.setdefault(_manager(entry), []).append(f"- {_dotted(path)}")
+        told = [f"conflicts with {manager}:\n" + "\n".join(fields[manager]) for manager in sorted(fields)]
+        message = f"Apply failed with {len(causes)} conflicts: " + "\n".join(told)
     return ApiError(HTTPStatus.CONFLICT, "Conflict", message, {"causes": causes})
+
+
+def _manager(entry: dict[str, Any]) -> str:
+    """A manager as people are told of it."""
+    text = json.dumps(entry.get("manager", ""))
+    if entry.get("subresource"):
+        text += f' with subresource "{entry["subresource"]}"'
+    return f"{text} using {entry.get('apiVersion')}" if entry.get("operation") == "Update" else text
 
 
 def _dotted(path: tuple[str, ...]) -> str:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from labs.cluster import admission, deletion, schema
-from labs.cluster.api import apply, bodies, patches, scale, status
+from labs.cluster.api import apply, bodies, managers, patches, scale, status
 from labs.cluster.api.bodies import Options
 from labs.cluster.api.paths import Target
 from labs.cluster.api.reading import find
@@ -45,11 +45,28 @@ class Writer:
         item = bodies.read_object(data, media_type, target.resource, options)
         return self._create(target, item, options)
 
-    def _create(self, target: Target, item: Object, options: Options) -> Object:
+    def _create(
+        self, target: Target, item: Object, options: Options, record: admission.Recorder | None = None
+    ) -> Object:
+        """`record`: None for the one that notes an update."""
         _place(target, item)
+        record = record or self._recorder(target.resource, {}, options)
         name = str(item["metadata"].get("name", ""))
         with _errors(target.resource, name):
-            return admission.admit(self._store, self._plan, item, dry_run=options.dry_run)
+            return admission.admit(self._store, self._plan, item, dry_run=options.dry_run, record=record)
+
+    def _recorder(self, resource: Resource, old: Object, options: Options, subresource: str = "") -> admission.Recorder:
+        """Notes in an object's managedFields what the client makes of `old`."""
+
+        def record(item: Object) -> None:
+            # A list with one empty entry is how clients ask to forget all.
+            entries = [entry for entry in managers.entries_of(item) if entry]
+            item["metadata"].pop("managedFields", None)
+            after = managers.updated(entries, old, item, resource, options.manager, subresource)
+            if after:
+                item["metadata"]["managedFields"] = after
+
+        return record
 
     def update(self, target: Target, data: bytes, media_type: str, options: Options) -> tuple[Object, bool]:
         """PUT: the object, and whether it is new."""
@@ -66,8 +83,12 @@ class Writer:
         old = find(self._store, target)
         return self._replace(target, old, item, options), False
 
-    def _replace(self, target: Target, old: Object, item: Object, options: Options) -> Object:
+    def _replace(
+        self, target: Target, old: Object, item: Object, options: Options, record: admission.Recorder | None = None
+    ) -> Object:
+        """`record`: None for the one that notes an update."""
         resource = target.resource
+        record = record or self._recorder(resource, old, options, target.subresource)
         uid = item["metadata"].get("uid")
         if uid and uid != old["metadata"]["uid"]:
             message = (
@@ -77,18 +98,25 @@ class Writer:
             raise status.conflict(resource, target.name, message)
         with _errors(resource, target.name):
             if target.subresource == "status":
-                return admission.replace_status(self._store, self._plan, resource, old, item, dry_run=options.dry_run)
+                return admission.replace_status(
+                    self._store, self._plan, resource, old, item, dry_run=options.dry_run, record=record
+                )
             if target.subresource == "finalize":
                 kept = {**old, "spec": {**(old.get("spec") or {}), **(item.get("spec") or {})}}
                 stored = self._store.update(resource, kept, dry_run=options.dry_run)
             else:
-                stored = admission.replace(self._store, self._plan, resource, old, item, dry_run=options.dry_run)
+                stored = admission.replace(
+                    self._store, self._plan, resource, old, item, dry_run=options.dry_run, record=record
+                )
             return stored if options.dry_run else deletion.let_go(self._store, resource.stored, stored)
 
     def _scale(self, target: Target, item: Object, wanted: Object, options: Options) -> Object:
         with _errors(target.resource, target.name):
             changed = scale.scaled(target.resource, item, wanted)
-            stored = admission.replace(self._store, self._plan, target.resource, item, changed, dry_run=options.dry_run)
+            record = self._recorder(target.resource, item, options, target.subresource)
+            stored = admission.replace(
+                self._store, self._plan, target.resource, item, changed, dry_run=options.dry_run, record=record
+            )
         return scale.scale_of(target.resource, stored)
 
     # --- patch --------------------------------------------------------------------------------------------------------
@@ -142,18 +170,18 @@ class Writer:
         _check_name(target, item)
         if item["metadata"].get("managedFields"):
             raise status.bad_request("metadata.managedFields must be nil")
-        old = self._store.find(resource.stored, target.namespace, target.name)
+        found = self._store.find(resource.stored, target.namespace, target.name)
+        old = None if found is None else in_version(resource, found)
         for field in ("creationTimestamp", "uid", "generation"):
             item["metadata"].pop(field, None)
         if resource.has_status:
             item.pop("status", None)
-        kind = schema.type_name(resource)
-        result = apply.apply(old, item, kind, options.manager, force=options.force)
-        if kind is not None:
+        result = apply.apply(old, item, resource, options.manager, force=options.force)
+        if resource.custom is None:
             result = schema.without_nulls(result)
         if old is None:
-            return self._create(target, result, options), True
-        return self._replace(target, old, result, options), False
+            return self._create(target, result, options, admission.no_record), True
+        return self._replace(target, old, result, options, admission.no_record), False
 
     # --- delete -------------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import pytest
 from labs.cluster.api import apply, strategic
 from labs.cluster.api.patches import JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH, merge, patched
 from labs.cluster.api.status import ApiError
+from labs.cluster.resources import DEPLOYMENTS
 
 POD = "core_v1.Pod"
 
@@ -151,37 +152,35 @@ def test_json_patches_and_what_is_refused() -> None:
 
 
 class TestServerSideApply:
-    KIND = "apps_v1.Deployment"
-
     def deployment(self, **spec: Any) -> dict[str, Any]:
         return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "a"}, "spec": spec}
 
     def test_what_is_no_longer_wanted_goes(self) -> None:
-        first = apply.apply(None, self.deployment(replicas=1, paused=True), self.KIND, "me", force=False)
-        second = apply.apply(first, self.deployment(replicas=2), self.KIND, "me", force=False)
+        first = apply.apply(None, self.deployment(replicas=1, paused=True), DEPLOYMENTS, "me", force=False)
+        second = apply.apply(first, self.deployment(replicas=2), DEPLOYMENTS, "me", force=False)
         assert second["spec"] == {"replicas": 2}
 
     def test_applying_twice_changes_nothing(self) -> None:
         template = {"spec": {"containers": [{"name": "a", "ports": [{"containerPort": 80}]}]}}
         wanted = self.deployment(replicas=1, template=template)
-        first = apply.apply(None, wanted, self.KIND, "me", force=False)
-        assert apply.apply(first, wanted, self.KIND, "me", force=False) == first
+        first = apply.apply(None, wanted, DEPLOYMENTS, "me", force=False)
+        assert apply.apply(first, wanted, DEPLOYMENTS, "me", force=False) == first
 
     def test_what_another_wants_too_stays(self) -> None:
-        first = apply.apply(None, self.deployment(replicas=1), self.KIND, "me", force=False)
-        second = apply.apply(first, self.deployment(replicas=1), self.KIND, "you", force=False)
-        third = apply.apply(second, self.deployment(paused=True), self.KIND, "me", force=False)
+        first = apply.apply(None, self.deployment(replicas=1), DEPLOYMENTS, "me", force=False)
+        second = apply.apply(first, self.deployment(replicas=1), DEPLOYMENTS, "you", force=False)
+        third = apply.apply(second, self.deployment(paused=True), DEPLOYMENTS, "me", force=False)
         assert third["spec"] == {"replicas": 1, "paused": True}
 
     def test_conflicts_and_force(self) -> None:
-        first = apply.apply(None, self.deployment(replicas=1), self.KIND, "me", force=False)
+        first = apply.apply(None, self.deployment(replicas=1), DEPLOYMENTS, "me", force=False)
         with pytest.raises(ApiError) as caught:
-            apply.apply(first, self.deployment(replicas=2), self.KIND, "you", force=False)
+            apply.apply(first, self.deployment(replicas=2), DEPLOYMENTS, "you", force=False)
         assert (caught.value.code, caught.value.body["message"]) == (
             409,
             'Apply failed with 1 conflict: conflict with "me": .spec.replicas',
         )
-        second = apply.apply(first, self.deployment(replicas=2), self.KIND, "you", force=True)
+        second = apply.apply(first, self.deployment(replicas=2), DEPLOYMENTS, "you", force=True)
         assert second["spec"] == {"replicas": 2}
         assert [entry["manager"] for entry in second["metadata"]["managedFields"]] == ["you"]
 
@@ -189,8 +188,8 @@ class TestServerSideApply:
         def wanted(*names: str) -> dict[str, Any]:
             return self.deployment(template={"spec": {"containers": [{"name": name} for name in names]}})
 
-        first = apply.apply(None, wanted("a", "b"), self.KIND, "me", force=False)
+        first = apply.apply(None, wanted("a", "b"), DEPLOYMENTS, "me", force=False)
         first["spec"]["template"]["spec"]["containers"].append({"name": "sidecar"})
-        second = apply.apply(first, wanted("b", "c"), self.KIND, "me", force=False)
+        second = apply.apply(first, wanted("b", "c"), DEPLOYMENTS, "me", force=False)
         found = [entry["name"] for entry in second["spec"]["template"]["spec"]["containers"]]
         assert sorted(found) == ["b", "c", "sidecar"]
