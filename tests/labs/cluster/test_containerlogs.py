@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labs.cluster import containerlogs
-from labs.cluster.containerio import BACKLOG, ContainerIO
+from labs.cluster import containerio, containerlogs
+from labs.cluster.containerio import BACKLOG, CHUNK, ContainerIO
 from labs.cluster.containerlogs import MAX_LINE, STDERR, STDOUT, ContainerLog, parse, stamp, tail_start
 
 Scenario = Callable[[ContainerIO], Coroutine[Any, Any, None]]
@@ -169,6 +169,25 @@ def test_who_writes_without_end_leaves_time_for_others(tmp_path: Path) -> None:
     with_io(tmp_path, scenario)
 
 
+def test_a_full_pipe_is_read_again_after_a_pause(tmp_path: Path) -> None:
+    async def scenario(io: ContainerIO) -> None:
+        assert io.log is not None
+        writer = os.dup(io.ends[1])
+        io.begin()
+        os.write(writer, b"x\n" * (CHUNK // 2))
+        while (size := io.log.path.stat().st_size) == 0:
+            await asyncio.sleep(0)
+        os.write(writer, b"y\n")
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert io.log.path.stat().st_size == size
+        await asyncio.sleep(0.2)
+        assert io.log.path.stat().st_size > size
+        os.close(writer)
+
+    with_io(tmp_path, scenario)
+
+
 def test_who_is_attached_gets_bytes_as_they_come(tmp_path: Path) -> None:
     async def scenario(io: ContainerIO) -> None:
         attachment = io.attach()
@@ -218,6 +237,27 @@ def test_a_container_waits_for_who_is_attached(tmp_path: Path) -> None:
         assert await attachment.read() is None
 
     assert len(text(with_io(tmp_path, scenario), STDOUT)) == 3_000_005
+
+
+def test_also_one_that_writes_little_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containerio, "BACKLOG", 7)
+
+    async def scenario(io: ContainerIO) -> None:
+        attachment = io.attach()
+        writer = os.dup(io.ends[1])
+        io.begin()
+        for number in range(6):
+            os.write(writer, b"line %d\n" % number)
+            await asyncio.sleep(0.01)
+        assert attachment.backlog == len(b"line 0\n") + len(b"line 1\n")
+        os.close(writer)
+        pieces = []
+        while (piece := await attachment.read()) is not None:
+            pieces.append(piece[1])
+            io.finish()
+        assert b"".join(pieces) == b"".join(b"line %d\n" % number for number in range(6))
+
+    with_io(tmp_path, scenario)
 
 
 def test_a_terminal(tmp_path: Path) -> None:

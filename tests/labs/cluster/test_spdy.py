@@ -51,7 +51,11 @@ class Client:
 
     def headers(self, pairs: dict[str, str]) -> bytes:
         words = [word.encode() for pair in pairs.items() for word in pair]
-        block = struct.pack(">I", len(pairs)) + b"".join(struct.pack(">I", len(word)) + word for word in words)
+        return self.packed(
+            struct.pack(">I", len(pairs)) + b"".join(struct.pack(">I", len(word)) + word for word in words)
+        )
+
+    def packed(self, block: bytes) -> bytes:
         return self._pack.compress(block) + self._pack.flush(zlib.Z_SYNC_FLUSH)
 
     def open(self, number: int, flags: int = 0, **pairs: str) -> bytes:
@@ -198,12 +202,8 @@ def test_a_client_that_goes_ends_everything() -> None:
         lambda client: client.control(3, bytes(12)),
         lambda client: struct.pack(">HHI", 0x8003, 1, MAX_CONTROL + 1),
         lambda client: client.open(1, bomb="x" * 1_000_000),
-        lambda client: client.control(
-            1,
-            struct.pack(">IIH", 1, 0, 0)
-            + client._pack.compress(b"\0\0\0\1\0\0\0\x50x")
-            + client._pack.flush(zlib.Z_SYNC_FLUSH),
-        ),
+        lambda client: client.control(1, struct.pack(">IIH", 1, 0, 0) + client.packed(bytes(4 + 1_000_000))),
+        lambda client: client.control(1, struct.pack(">IIH", 1, 0, 0) + client.packed(b"\0\0\0\1\0\0\0\x50x")),
     ],
 )
 def test_what_is_wrong_ends_the_connection(make: Callable[[Client], bytes]) -> None:
