@@ -165,14 +165,21 @@ class Programs:
 
         Raises BackendUnavailable when the kernel refuses, with the verifier's last words.
         """
+        program = libbpf.load_tracing(hook.kind.value, hook.target, self.bytecode(hook.function))
+        self._attachments.append(Attachment(hook, program))
+        return self._attachments[-1]
+
+    def bytecode(self, function: str, redirected: Mapping[int, int] | None = None) -> bytes:
+        """What a function of the C was compiled to; it refers to our maps by descriptor.
+
+        `redirected`: our descriptors of maps -> those to use instead. Raises KeyError for an unknown function.
+        """
         library = self._bcc.libbcc.lib
-        module, name = ctypes.c_void_p(self._bpf.module), hook.function.encode()
+        module, name = ctypes.c_void_p(self._bpf.module), function.encode()
         start, size = library.bpf_function_start(module, name), library.bpf_function_size(module, name)
         if not start:
-            raise KeyError(hook.function)
-        instructions = libbpf.redirect_maps(ctypes.string_at(start, size), self._redirected)
-        self._attachments.append(Attachment(hook, libbpf.load_tracing(hook.kind.value, hook.target, instructions)))
-        return self._attachments[-1]
+            raise KeyError(function)
+        return libbpf.redirect_maps(ctypes.string_at(start, size), {**self._redirected, **(redirected or {})})
 
     def _attach_probe(self, hook: Hook) -> None:
         attach = self._bpf.attach_kprobe if hook.kind is Kind.KPROBE else self._bpf.attach_kretprobe

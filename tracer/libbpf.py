@@ -163,6 +163,14 @@ class _PerfEventAttributes(ctypes.Structure):
     )
 
 
+def load(kind: int, name: str, instructions: bytes, *, expected_attach_type: int = 0) -> int:
+    """Load bytecode as a program of type `kind` (enum bpf_prog_type); gives its descriptor. Raises BackendUnavailable
+    with the verifier's last words.
+    """
+    options = _LoadOptions(sz=ctypes.sizeof(_LoadOptions), expected_attach_type=expected_attach_type)
+    return _load(btf.library(), kind, name, instructions, options)
+
+
 def _load(library: ctypes.CDLL, kind: int, name: str, instructions: bytes, options: _LoadOptions) -> int:
     count = len(instructions) // _INSTRUCTION_SIZE
     arguments = (kind, name[:15].encode(), b"GPL", instructions, count)

@@ -41,7 +41,7 @@ class ClusterOptions:
         if not 1 <= self.nodes <= MAX_NODES:
             raise UsageError(f"a cluster has 1 to {MAX_NODES} nodes, not {self.nodes}")
         for option, value, known, ready in (
-            ("--proxy", self.proxy, PROXY_MODES, ("iptables", "nftables")),
+            ("--proxy", self.proxy, PROXY_MODES, PROXY_MODES),
             ("--cni", self.cni, CNIS, CNIS),
             ("--ip-family", self.ip_family, IP_FAMILIES, IP_FAMILIES),
             ("--iptables", self.iptables, IPTABLES_VARIANTS, IPTABLES_VARIANTS),

@@ -97,6 +97,7 @@ def container_spec(
             "pod": pod["metadata"]["name"],
             "namespace": pod["metadata"]["namespace"],
             "node": node.name,
+            "node_cgroup": node.cgroup,
             "addresses": list(addresses),
             "ports": ports,
             "families": list(node.options.plan.families),

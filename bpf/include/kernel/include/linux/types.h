@@ -37,5 +37,8 @@ typedef int pid_t;
 typedef _Bool bool;
 enum { false = 0, true = 1 };
 #define NULL ((void *)0)
+#ifndef __always_inline
+#define __always_inline inline __attribute__((always_inline))
+#endif
 
 #endif
