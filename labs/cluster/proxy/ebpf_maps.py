@@ -109,7 +109,8 @@ class Tables(Generic[Key]):
         self._ports: dict[Key, _Port] = {}
         self._wanted: dict[Key, Wanted] = {}
         self._claims: dict[Frontend, dict[Key, None]] = {}  # who wants an address, earliest first
-        self._old: dict[Frontend, Entry] = {}  # of an earlier proxy
+        self._old: dict[Frontend, Entry] = {}  # of an earlier proxy, while its maps are taken over
+        self._taken: set[int] = set()  # ids of its Service ports that were given on
         self._ids: Iterator[int] = itertools.count(1)
 
     def forget(self) -> None:
@@ -152,7 +153,7 @@ class Tables(Generic[Key]):
         self._check_room(change)
         self._write(change)
         self._remember(ports)
-        self._known = True
+        self._old, self._taken, self._known = {}, set(), True
         return len(change)
 
     def _read(self) -> None:
@@ -205,7 +206,7 @@ class Tables(Generic[Key]):
                 _drop(change, have)
             return None
         if have is None:
-            have = _Port(self._port_id(wanted), (_List(next(self._ids)), _List(next(self._ids))))
+            have = _Port(self._port_id(key, wanted), (_List(next(self._ids)), _List(next(self._ids))))
         lists = (
             _plan_list(change, have.lists[0], wanted.cluster),
             _plan_list(change, have.lists[1], wanted.local),
@@ -227,11 +228,13 @@ class Tables(Generic[Key]):
         change.remove["source_ranges"] |= dict.fromkeys(have.ranges - ranges)
         return _Port(have.id, lists, entries, ranges)
 
-    def _port_id(self, wanted: Wanted) -> int:
-        """The id that an earlier proxy gave to a Service port, or a new one."""
+    def _port_id(self, key: Key, wanted: Wanted) -> int:
+        """The id that an earlier proxy gave to the Service port, or a new one; no two get the same."""
         for frontend in wanted.frontends:
-            if frontend in self._old:
-                return self._old[frontend].port_id
+            old = self._old.get(frontend)
+            if old is not None and self._has(key, frontend) and old.port_id not in self._taken:
+                self._taken.add(old.port_id)
+                return old.port_id
         return next(self._ids)
 
     def _check_room(self, change: Change) -> None:
@@ -243,7 +246,7 @@ class Tables(Generic[Key]):
             if new > room:
                 raise MapFull(
                     f"the map {name} of the Service datapath is full: {new} more entries, room for {room}",
-                    hint="delete Services, or make the map larger (CAPACITIES in labs/cluster/ebpfproxy.py)",
+                    hint="delete Services, or make the map larger (CAPACITIES in labs/cluster/ebpfloader.py)",
                 )
 
     def _write(self, change: Change) -> None:
