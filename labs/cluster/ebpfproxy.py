@@ -33,7 +33,7 @@ from pyroute2.netlink.rtnl import RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR, RTMGRP
 from labs.cluster import ebpfloader, uplink, vxlan
 from labs.cluster.apiclient import Mirror
 from labs.cluster.proxy.ebpf import Node, Wanted, wanted
-from labs.cluster.proxy.ebpf_maps import Tables
+from labs.cluster.proxy.ebpf_maps import MapFull, Tables
 from labs.cluster.proxy.endpoints import SERVICE_NAME_LABEL, endpoints_by_port
 from labs.cluster.proxy.node import local_node
 from labs.cluster.proxy.services import PortKey, ports_of
@@ -97,18 +97,42 @@ async def _sync_loop(
         if not (mirror.complete and state.knows_addresses):
             continue
         version = mirror.version
-        pending = state.take(mirror)
-        try:
-            tables.apply(pending)
-        except K8snetError as error:
+        left, error = _apply(tables, state.take(mirror))
+        if error is not None:
             log.error("%s", error)
             container.notify(f"error {error}")
-            state.put_back(pending)
-            await asyncio.sleep(RETRY_SECONDS)
-            changed.set()
+            state.put_back(left)
+            asyncio.get_running_loop().call_later(RETRY_SECONDS, changed.set)
             continue
         container.notify(f"synced {version}")
         container.ready()
+
+
+def _apply(
+    tables: Tables[Key], pending: Mapping[Key, Wanted | None]
+) -> tuple[dict[Key, Wanted | None], K8snetError | None]:
+    """Write all of it, or where there is no room for all, what there is room for; gives what is left, and why."""
+    try:
+        tables.apply(pending)
+    except MapFull:
+        return _apply_each(tables, pending)
+    except K8snetError as error:
+        return dict(pending), error
+    return {}, None
+
+
+def _apply_each(
+    tables: Tables[Key], pending: Mapping[Key, Wanted | None]
+) -> tuple[dict[Key, Wanted | None], K8snetError | None]:
+    left: dict[Key, Wanted | None] = {}
+    why: K8snetError | None = None
+    # What goes makes room for what comes.
+    for key in sorted(pending, key=lambda key: pending[key] is not None):
+        try:
+            tables.apply({key: pending[key]})
+        except K8snetError as error:
+            left[key], why = pending[key], error
+    return left, why
 
 
 @dataclass(slots=True)

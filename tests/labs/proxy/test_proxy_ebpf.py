@@ -101,6 +101,8 @@ def test_the_endpoints_are_those_that_rules_would_use(objects: dict[str, list[di
             usable = categorize(found.get(port.key, ()), port, "")
             assert ips(one.cluster) == {endpoint.ip for endpoint in usable.cluster}
             assert ips(one.local) == {endpoint.ip for endpoint in usable.local}
-            inside = one.frontends[Frontend(ipaddress.ip_address(port.cluster_ip), port.port, port.key.protocol, Scope.SOCKET)]
+            inside = one.frontends[
+                Frontend(ipaddress.ip_address(port.cluster_ip), port.port, port.key.protocol, Scope.SOCKET)
+            ]
             assert bool(one.backends(inside)) == usable.internal
             assert all((family == 4) == (frontend.ip.version == 4) for frontend in one.frontends)

@@ -70,7 +70,11 @@ def service(*backends: int, at: tuple[int, ...] = (1,), local: tuple[int, ...] =
     frontends = {frontend(number): Behind(local=False) for number in at}
     frontends |= {frontend(number, Scope.OUTSIDE): Behind(local=True) for number in at}
     return Wanted(
-        frontends, tuple(map(backend, backends)), tuple(map(backend, local)), more.get("affinity", 0), more.get("ranges", ())
+        frontends,
+        tuple(map(backend, backends)),
+        tuple(map(backend, local)),
+        more.get("affinity", 0),
+        more.get("ranges", ()),
     )
 
 
