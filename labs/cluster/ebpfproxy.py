@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import ipaddress
 import itertools
 import logging
@@ -91,6 +92,7 @@ async def _run(container: Container) -> None:
 async def _sync_loop(
     container: Container, mirror: Mirror, changed: asyncio.Event, state: State, tables: Tables[Key]
 ) -> None:
+    first = True
     while True:
         await changed.wait()
         changed.clear()
@@ -106,6 +108,9 @@ async def _sync_loop(
             continue
         container.notify(f"synced {version}")
         container.ready()
+        if first:
+            gc.freeze()  # as kube-proxy's other modes do: it would walk all Services, for hardly any garbage
+            first = False
 
 
 def _apply(

@@ -150,7 +150,11 @@ class Tables(Generic[Key]):
         change, ports = self._plan(wanted)
         for name in REMOVED:
             change.remove[name] |= dict.fromkeys(self._keys[name])
-        self._check_room(change)
+        try:
+            self._check_room(change)
+        except MapFull:
+            self._wanted, self._claims = {}, {}
+            raise
         self._write(change)
         self._remember(ports)
         self._old, self._taken, self._known = {}, set(), True
