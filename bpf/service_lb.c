@@ -105,14 +105,6 @@ static __always_inline enum choice choose(
 
 /* ---- what a socket asked for ---- */
 
-struct peer_key {
-	__u64 socket; /* its cookie */
-	__be32 address[4];
-	__be16 port;
-	__u16 pad;
-	__u32 more;
-};
-
 /* Of an endpoint that a socket was sent to: which Service address it had asked for. */
 BPF_TABLE("lru_hash", struct peer_key, struct service_key, asked, MAX_SOCKETS);
 

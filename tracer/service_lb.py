@@ -33,6 +33,7 @@ SLOT_KEY = struct.Struct("=II")
 BACKEND = struct.Struct("=16s2sBB")
 MEMBER_KEY = struct.Struct("=I16s2sH")
 RANGE_KEY = struct.Struct("=II16s")
+PEER_KEY = struct.Struct("=Q16s2sHI")
 NODE_FACTS = struct.Struct("=Q16s16sII")
 PRESENT = struct.pack("=I", 1)  # the value of members and source_ranges, which says nothing
 
@@ -140,6 +141,11 @@ def pack_range(port_id: int, network: ipaddress.IPv4Network | ipaddress.IPv6Netw
     """The key in `source_ranges` of one range of a Service port."""
     prefix = network.prefixlen + (96 if network.version == 4 else 0)
     return RANGE_KEY.pack(32 + prefix, port_id, pack_ip(network.network_address))
+
+
+def pack_peer(cookie: int, ip: IPAddress, port: int) -> bytes:
+    """The key in `asked` of a socket, by its cookie, and an endpoint."""
+    return PEER_KEY.pack(cookie, pack_ip(ip), pack_port(port), 0, 0)
 
 
 def pack_ip(ip: IPAddress) -> bytes:

@@ -76,6 +76,16 @@ struct range_key {
 };
 _Static_assert(sizeof(struct range_key) == 24, "tracer.service_lb.RANGE_KEY");
 
+/* An endpoint that a socket was sent to, in `asked`; the value is the struct service_key that it had asked for. */
+struct peer_key {
+	__u64 socket; /* its cookie */
+	__be32 address[4];
+	__be16 port;
+	__u16 pad;
+	__u32 more;
+};
+_Static_assert(sizeof(struct peer_key) == 32, "tracer.service_lb.PEER_KEY");
+
 /* What the proxy tells the programs of its node. */
 struct node_facts {
 	__u64 netns_cookie; /* of the node's own network namespace */

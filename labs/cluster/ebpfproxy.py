@@ -31,7 +31,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl import RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR, RTMGRP_LINK
 
-from labs.cluster import ebpfloader, uplink, vxlan
+from labs.cluster import ebpfloader, sockdestroy, uplink, vxlan
 from labs.cluster.apiclient import Mirror
 from labs.cluster.proxy.ebpf import Node, Wanted, wanted
 from labs.cluster.proxy.ebpf_maps import MapFull, Tables
@@ -40,10 +40,13 @@ from labs.cluster.proxy.node import local_node
 from labs.cluster.proxy.services import PortKey, ports_of
 from labs.cluster.resources import ENDPOINTSLICES, NODES, SERVICES, Object, Resource
 from labs.cluster.runtime.container import Container
+from labs.cluster.sockdestroy import Peer
+from tracer.bpfmaps import Map
 from tracer.errors import K8snetError
-from tracer.service_lb import IPAddress, NodeFacts
+from tracer.service_lb import IPAddress, NodeFacts, pack_peer
 
 PINS = Path("/sys/fs/bpf/k8snet")
+NODE_PROCESSES = Path("/host/proc")  # the node's /proc, in which all of its pods' processes are
 SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h
 RETRY_SECONDS = 1.0
 # Where tc has programs of packets that come in and go out (include/uapi/linux/pkt_sched.h)
@@ -86,11 +89,16 @@ async def _run(container: Container) -> None:
     async with asyncio.TaskGroup() as group:
         group.create_task(watch())
         group.create_task(mirror.run())
-        group.create_task(_sync_loop(container, mirror, changed, state, Tables(maps)))
+        group.create_task(_sync_loop(container, mirror, changed, state, Tables(maps), maps["asked"]))
 
 
 async def _sync_loop(
-    container: Container, mirror: Mirror, changed: asyncio.Event, state: State, tables: Tables[Key]
+    container: Container,
+    mirror: Mirror,
+    changed: asyncio.Event,
+    state: State,
+    tables: Tables[Key],
+    asked: Map,
 ) -> None:
     first = True
     while True:
@@ -106,6 +114,8 @@ async def _sync_loop(
             state.put_back(left)
             asyncio.get_running_loop().call_later(RETRY_SECONDS, changed.set)
             continue
+        if gone := state.take_gone():
+            await asyncio.to_thread(_end_sockets, gone, asked)
         container.notify(f"synced {version}")
         container.ready()
         if first:
@@ -124,6 +134,22 @@ def _apply(
     except K8snetError as error:
         return dict(pending), error
     return {}, None
+
+
+def _end_sockets(peers: set[Peer], asked: Map) -> None:
+    """End the UDP sockets of this node that were sent to endpoints which are gone, by way of a Service."""
+
+    def is_ours(cookie: int, peer: Peer) -> bool:
+        return asked.get(pack_peer(cookie, peer.ip, peer.port)) is not None
+
+    for netns in sockdestroy.network_namespaces(NODE_PROCESSES):
+        try:
+            ended = sockdestroy.end_udp_sockets(netns, peers, is_ours)
+        except OSError as error:
+            log.warning("UDP sockets in %s can't be ended: %s", netns, error)
+            continue
+        if ended:
+            log.info("ended %s UDP sockets in %s", ended, netns)
 
 
 def _apply_each(
@@ -150,7 +176,8 @@ class State:
     _dirty: set[Name] = field(default_factory=set)  # Services
     _slices_of: dict[Name, set[Name]] = field(default_factory=dict)
     _service_of: dict[Name, Name] = field(default_factory=dict)
-    _keys_of: dict[Name, set[Key]] = field(default_factory=dict)
+    _wanted_of: dict[Name, dict[Key, Wanted]] = field(default_factory=dict)
+    _gone: set[Peer] = field(default_factory=set)
     _nodes: dict[int, Node] = field(default_factory=dict)
     _failed: dict[Key, Wanted | None] = field(default_factory=dict)
 
@@ -169,7 +196,7 @@ class State:
                 self._dirty.add(now)
         elif name[1] == self.node_name:
             self._nodes = {}
-            self._dirty |= self._keys_of.keys()
+            self._dirty |= self._wanted_of.keys()
 
     @property
     def knows_addresses(self) -> bool:
@@ -181,7 +208,7 @@ class State:
         if addresses == self._addresses:
             return False
         self._addresses, self._nodes = addresses, {}
-        self._dirty |= self._keys_of.keys()
+        self._dirty |= self._wanted_of.keys()
         return True
 
     def take(self, mirror: Mirror) -> dict[Key, Wanted | None]:
@@ -192,12 +219,18 @@ class State:
             items = list(mirror.items[NODES].values())
             self._nodes = {family: self._node(items, family) for family in self.families}
         for name in dirty:
-            now = dict(self._ports(mirror, name))
-            gone = self._keys_of.pop(name, set()) - now.keys()
+            before, now = self._wanted_of.pop(name, {}), dict(self._ports(mirror, name))
             if now:
-                self._keys_of[name] = set(now)
-            found |= now | dict.fromkeys(gone)
+                self._wanted_of[name] = now
+            self._gone |= _datagram_peers(before) - _datagram_peers(now)
+            self._gone -= _datagram_peers(now)
+            found |= now | dict.fromkeys(before.keys() - now.keys())
         return found
+
+    def take_gone(self) -> set[Peer]:
+        """The endpoints that sockets of UDP must no longer be connected to."""
+        gone, self._gone = self._gone, set()
+        return gone
 
     def put_back(self, pending: Mapping[Key, Wanted | None]) -> None:
         """Have `take` give these once more, unless they change again."""
@@ -220,6 +253,16 @@ class State:
         node = local_node(items, self.node_name, family)
         addresses = dict.fromkeys(_where_node_ports_answer(self._addresses, family))
         return Node(node.ip, node.zone, tuple(map(str, addresses)))
+
+
+def _datagram_peers(ports: Mapping[Key, Wanted]) -> set[Peer]:
+    """The endpoints of UDP among those of some Service ports."""
+    return {
+        Peer(backend.ip, backend.port)
+        for (key, _), one in ports.items()
+        if key.protocol == "UDP"
+        for backend in (*one.cluster, *one.local)
+    }
 
 
 def _owner(item: Object | None) -> Name | None:

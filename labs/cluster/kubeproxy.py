@@ -12,7 +12,6 @@ import asyncio
 import gc
 import logging
 
-from labs.cluster import ebpfproxy
 from labs.cluster.apiclient import Mirror
 from labs.cluster.proxy.addresses import networks_of_family
 from labs.cluster.proxy.changes import Before, Items, Tracker, Wanted
@@ -33,10 +32,7 @@ log = logging.getLogger(__name__)
 
 
 def main(container: Container) -> None:
-    """Be kube-proxy on the node of `container`, or what takes its place there."""
-    if container.facts["proxy"] == "ebpf":
-        ebpfproxy.main(container)
-        return
+    """Be kube-proxy on the node of `container`."""
     asyncio.run(_run(container))
 
 

@@ -23,6 +23,8 @@ from labs.cluster.resources import (
 )
 from labs.cluster.store import Store
 
+SERVICE_PROXIES = ("kube-proxy", "service-lb")  # containers of which a node has one
+
 
 @dataclass(frozen=True, slots=True)
 class Reason:
@@ -45,8 +47,9 @@ def unready(store: Store, nodes: Iterable[tuple[str, Kubelet]]) -> list[Reason]:
     items = store.list(SERVICES) + store.list(ENDPOINTSLICES)
     newest = max(int(item["metadata"]["resourceVersion"]) for item in items)
     for name, kubelet in kubelets.items():
-        if synced_version(kubelet, "kube-proxy") < newest:
-            reasons.append(Reason(f"kube-proxy on {name} is behind{_complaint(kubelet, 'kube-proxy')}"))
+        if all(synced_version(kubelet, proxy) < newest for proxy in SERVICE_PROXIES):
+            complaint = "".join(_complaint(kubelet, proxy) for proxy in SERVICE_PROXIES)
+            reasons.append(Reason(f"the Service proxy on {name} is behind{complaint}"))
     return reasons
 
 

@@ -303,7 +303,7 @@ class World:
         for node in self.nodes:
             self.store.create(NODES, firstobjects.node(node.number, node.facts))
         furnish = namespaces.reconciler(self.store, self._authority.certificate.decode())
-        for text in [*manifests.starting_texts(), *self.options.manifests]:
+        for text in [*manifests.starting_texts(self.options.proxy), *self.options.manifests]:
             for item in manifests.parse(text):
                 self._create(item)
                 if item["kind"] == "Namespace":

@@ -56,6 +56,7 @@ IMAGES = {
         Image("nginx", "nginx, for load tests; tells its pod's name", "labs.cluster.images.nginx", announces=False),
         Image("coredns", "the cluster's DNS server", "labs.cluster.dns.server"),
         Image("kube-proxy", "writes the rules of Services", "labs.cluster.kubeproxy"),
+        Image("service-lb", "serves Services by eBPF maps", "labs.cluster.ebpfproxy"),
         Image("kindnetd", "routes between nodes", "labs.cluster.kindnet"),
         Image("node", "a node: the container runtime of its pods", "labs.cluster.images.node"),
     )

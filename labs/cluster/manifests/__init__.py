@@ -10,12 +10,13 @@ import yaml
 from labs.cluster.resources import Object
 from tracer.errors import FormatError
 
-STARTING = ("system.yaml", "gateway.yaml", "workload.yaml")
+SERVICE_PROXIES = {"iptables": "kube-proxy.yaml", "nftables": "kube-proxy.yaml", "ebpf": "service-lb.yaml"}
 
 
-def starting_texts() -> list[str]:
-    """The texts of what every cluster starts with, in the order in which they are to be applied."""
-    return [(Path(__file__).parent / name).read_text() for name in STARTING]
+def starting_texts(proxy: str) -> list[str]:
+    """The texts of what a cluster with that proxy mode starts with, in the order in which they are to be applied."""
+    names = ("system.yaml", SERVICE_PROXIES[proxy], "gateway.yaml", "workload.yaml")
+    return [(Path(__file__).parent / name).read_text() for name in names]
 
 
 def parse(text: str, name: str = "manifest") -> list[Object]:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.labs.cluster import test_packets
+from tests.labs.cluster.test_proxy_modes import ECHO
 from tests.labs.lab import MANIFEST, Lab
 
 pytestmark = [pytest.mark.root, pytest.mark.bpf]
@@ -64,6 +65,28 @@ ports = [answer.sport for port in range(41000, 41010)
          if (answer := sr1(IP(dst=sys.argv[1]) / TCP(sport=port, dport=80, flags="S"), timeout=3)) is not None
          and answer[TCP].flags == "SA" and answer[IP].src == sys.argv[1]]
 print(len(ports))
+"""
+
+
+# Talks through one socket, and makes another only when it is told that the connection was aborted.
+TALK = """
+import errno, socket, time
+def connect():
+    s = socket.socket(type=socket.SOCK_DGRAM); s.connect(("10.96.30.1", 7)); s.settimeout(0.05)
+    return s
+s, last, end = connect(), None, time.time() + 30
+while time.time() < end:
+    try:
+        s.send(b"x"); name = s.recv(100).split()[0].decode()
+    except OSError as error:
+        if error.errno in (errno.ECONNABORTED, errno.EDESTADDRREQ):
+            print("aborted", flush=True)
+            s = connect()
+        time.sleep(0.05)
+        continue
+    if name != last:
+        last = name; print(name, flush=True)
+    time.sleep(0.05)
 """
 
 
@@ -168,8 +191,29 @@ def _kill_proxy(cluster: Lab, node: str) -> bool:
 
 def _proxy_pid(cluster: Lab, node: str) -> int | None:
     status = json.loads(cluster.run("status", "-o", "json", check=False).stdout)
-    (pid,) = [pod["pid"] for pod in status["pods"] if pod["name"].startswith("kube-proxy-") and pod["node"] == node]
+    (pid,) = [pod["pid"] for pod in status["pods"] if pod["name"].startswith("service-lb-") and pod["node"] == node]
     return None if pid is None else int(pid)
+
+
+def test_a_connected_udp_socket_hears_that_its_endpoint_is_gone(cluster: Lab) -> None:
+    """And one of another Service, on the same node, is left alone."""
+    cluster.exec("node1", "kubectl", "apply", "-f", "-", feed=ECHO)
+    cluster.exec("node1", "kubectl", "-n", "shop", "rollout", "status", "deployment/echo", "--timeout=20s")
+    talk = cluster.spawn("default/client", "python3", "-c", TALK, stdout=subprocess.PIPE)
+    other = cluster.spawn("default/client", "python3", "-c", TALK.replace("10.96.30.1", "10.96.20.6"), stdout=-1)
+    try:
+        assert talk.stdout is not None
+        assert other.stdout is not None
+        first = talk.stdout.readline().strip()
+        own = other.stdout.readline().strip()
+        cluster.exec("node1", "kubectl", "-n", "shop", "delete", "pod", first, "--wait=false")
+        assert talk.stdout.readline().strip() == "aborted"
+        assert talk.stdout.readline().strip() not in ("", first)
+    finally:
+        for one in (talk, other):
+            one.terminate()
+    assert talk.communicate()[0] == ""
+    assert (own, other.communicate()[0]) == ("udp", "")
 
 
 def test_nothing_is_attached_after_down() -> None:

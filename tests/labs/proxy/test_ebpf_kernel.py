@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-
 from labs.cluster import ebpfloader
 from labs.cluster.proxy.ebpf import Behind, Wanted
 from labs.cluster.proxy.ebpf_maps import MapFull
