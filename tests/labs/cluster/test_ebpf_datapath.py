@@ -72,8 +72,13 @@ print(len(ports))
 TALK = """
 import errno, socket, time
 def connect():
-    s = socket.socket(type=socket.SOCK_DGRAM); s.connect(("10.96.30.1", 7)); s.settimeout(0.05)
-    return s
+    while True:
+        s = socket.socket(type=socket.SOCK_DGRAM); s.settimeout(0.05)
+        try:
+            s.connect(("10.96.30.1", 7))
+            return s
+        except ConnectionRefusedError:  # for as long as there is no endpoint
+            time.sleep(0.05)
 s, last, end = connect(), None, time.time() + 30
 while time.time() < end:
     try:
