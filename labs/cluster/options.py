@@ -36,20 +36,18 @@ class ClusterOptions:
     manifests: tuple[str, ...] = ()
 
     def check(self) -> None:
-        """Raise UsageError for what makes no sense, or can't be had yet."""
+        """Raise UsageError for what makes no sense."""
         state_directory(self.name)
         if not 1 <= self.nodes <= MAX_NODES:
             raise UsageError(f"a cluster has 1 to {MAX_NODES} nodes, not {self.nodes}")
-        for option, value, known, ready in (
-            ("--proxy", self.proxy, PROXY_MODES, PROXY_MODES),
-            ("--cni", self.cni, CNIS, CNIS),
-            ("--ip-family", self.ip_family, IP_FAMILIES, IP_FAMILIES),
-            ("--iptables", self.iptables, IPTABLES_VARIANTS, IPTABLES_VARIANTS),
+        for option, value, known in (
+            ("--proxy", self.proxy, PROXY_MODES),
+            ("--cni", self.cni, CNIS),
+            ("--ip-family", self.ip_family, IP_FAMILIES),
+            ("--iptables", self.iptables, IPTABLES_VARIANTS),
         ):
             if value not in known:
                 raise UsageError(f"{option} {value}: choose one of {', '.join(known)}")
-            if value not in ready:
-                raise UsageError(f"{option} {value} is not there yet", hint=f"use {option} {ready[0]}")
 
     def to_json(self) -> str:
         """The options as JSON text."""

@@ -2,8 +2,9 @@
 
 Stands for Cilium's socket termination (pkg/datapath/sockets, `--bpf-lb-sock-terminate-pod-connections`). A socket that
 connect() was translated for has the endpoint's own address, and nothing that happens to Services ever changes that:
-with TCP the connection breaks, but with UDP a program would send into the void for ever. Whoever waits
-for an answer gets ECONNABORTED, and whoever sends EDESTADDRREQ (net/ipv4/udp.c, udp_abort). The kernel needs CONFIG_INET_DIAG_DESTROY; without, nothing is ended.
+with TCP the connection breaks, but with UDP a program would send into the void for ever. Whoever waits for an answer
+gets ECONNABORTED, and whoever sends EDESTADDRREQ (net/ipv4/udp.c, udp_abort). The kernel needs
+CONFIG_INET_DIAG_DESTROY; without, nothing is ended.
 
 What belongs here: sock_diag(7) in each network namespace of a node. What does not: which endpoints are gone
 (`labs.cluster.ebpfproxy`).

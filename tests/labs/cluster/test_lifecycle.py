@@ -102,13 +102,6 @@ class TestUpAndDown:
             for number in range(1, count + 1):
                 assert cluster.get(f"node{number}", "http://10.96.100.50:8000/")["namespace"] == "fastapi"
 
-    def test_what_is_not_there_yet_is_a_usage_error(self) -> None:
-        for option, value in (("--proxy", "ebpf"),):
-            cluster = Lab()
-            refused = lab("up", "--name", cluster.name, option, value, check=False)
-            lab("down", "--name", cluster.name)  # should it be there after all
-            assert (refused.returncode, "not there yet" in refused.stderr) == (2, True)
-
     def test_a_failed_up_says_why_and_leaves_nothing(self, tmp_path: Path) -> None:
         cluster = Lab()
         manifest = tmp_path / "bad.yaml"
