@@ -18,17 +18,17 @@ from pathlib import Path
 import pytest
 
 SECONDS = 60.0
+BROUGHT = Path(__file__).parents[2] / ".venv" / "kubectls"
 
 
 def programs() -> list[str]:
-    """The kubectl on PATH, the oldest and newest of those that lie beside it (kubectl.1.27), and those that
-    K8SNET_KUBECTLS names (PATH:PATH)."""
+    """The kubectl on PATH, the oldest and newest of those that lie beside it (kubectl.1.27), those that
+    scripts/kubectls has brought, and those that K8SNET_KUBECTLS names (PATH:PATH)."""
     on_path = shutil.which("kubectl")
-    if on_path is None:
-        return []
-    beside = sorted(map(str, Path(on_path).resolve().parent.glob("kubectl.1.*")))
+    beside = sorted(map(str, Path(on_path).resolve().parent.glob("kubectl.1.*"))) if on_path else []
+    brought = sorted(map(str, BROUGHT.glob("kubectl.1.*")), reverse=on_path is None)  # the first one does most of it
     named = filter(None, os.environ.get("K8SNET_KUBECTLS", "").split(":"))
-    return list(dict.fromkeys([on_path, *named, *beside[:1], *beside[-1:]]))
+    return list(dict.fromkeys(filter(None, [on_path, *named, *brought, *beside[:1], *beside[-1:]])))
 
 
 def name_of(program: str) -> str:

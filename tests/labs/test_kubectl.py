@@ -220,6 +220,38 @@ def test_daemonsets_have_a_history(kubectl: Kubectl) -> None:
     assert wait_until(lambda: kubectl("get", "controllerrevisions", "-o", "name") == "")
 
 
+def test_who_may_do_what(any_kubectl: Kubectl) -> None:
+    kubectl = any_kubectl
+    assert kubectl("auth", "can-i", "create", "pods") == "yes\n"
+    assert kubectl("auth", "can-i", "get", "/healthz", "--as=somebody") == "yes\n"
+    assert kubectl.run("auth", "can-i", "create", "pods", "--as=somebody").stdout == "no\n"
+    listed = [re.split(r" {2,}", line.strip()) for line in kubectl("auth", "can-i", "--list").splitlines()]
+    assert listed[:3] == [
+        ["Resources", "Non-Resource URLs", "Resource Names", "Verbs"],
+        ["*.*", "[]", "[]", "[*]"],
+        ["[*]", "[]", "[*]"],
+    ]
+    if (done := kubectl.run("auth", "whoami")).returncode == 0:  # those before 1.28 have it not, or ask for betas
+        _, user, groups = done.stdout.splitlines()
+        assert user.split() == ["Username", "kubernetes-admin"]
+        assert groups.split(maxsplit=1)[1] == "[system:authenticated system:masters]"
+    else:
+        assert "unknown command" in done.stderr or "selfsubjectreviews API is not enabled" in done.stderr
+    words = kubectl.fails("get", "pods", "--as=somebody")
+    assert (
+        f'pods is forbidden: User "somebody" cannot list resource "pods" in API group "" in the namespace '
+        f'"{kubectl.namespace}"' in words
+    )
+
+
+def test_a_node_is_debugged_in_a_pod(any_kubectl: Kubectl) -> None:
+    told = any_kubectl("debug", "node/node1", "--image=client", "--", "true")
+    name = re.search(r"Creating debugging pod (node-debugger-node1-\w+) with container debugger", told)
+    assert name is not None
+    volumes = "jsonpath={.spec.volumes[?(@.hostPath)].hostPath.path} {.spec.hostNetwork}"
+    assert any_kubectl("get", "pod", name[1], "-o", volumes) == "/ true"
+
+
 def test_patches_of_every_type(kubectl: Kubectl) -> None:
     apply(kubectl, DEPLOYMENT)
     container = '{"spec":{"template":{"spec":{"containers":[{"name":"web","env":[{"name":"B","value":"2"}]}]}}}}'

@@ -106,6 +106,16 @@ def _from_yaml(data: bytes) -> Any:
         raise ValueError(f"yaml: {' '.join(str(error).split())}") from None
 
 
+def read_question(data: bytes, media_type: str) -> Any:
+    """A body that is answered and not kept. Raises ApiError 400 or 415."""
+    if media_type not in READ:
+        raise status.unsupported_media_type(READ)
+    try:
+        return decode(data, media_type)
+    except ValueError as error:
+        raise status.bad_request(f"couldn't get version/kind; json parse error: {error} ({_summary(data)})") from None
+
+
 def read_object(data: bytes, media_type: str, resource: Resource, options: Options) -> Object:
     """The object of a kind that a body holds. Raises ApiError 400 or 415."""
     if media_type not in READ:

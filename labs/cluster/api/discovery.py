@@ -1,7 +1,7 @@
 """What the API says of itself: its version, groups, and kinds.
 
-Stands for /version, /api, /apis (k8s.io/apiserver/pkg/endpoints/discovery). Left out: the aggregated form, which
-clients do without, and OpenAPI.
+Stands for /version, /api, /apis (k8s.io/apiserver/pkg/endpoints/discovery). The form in which all of it is one answer
+is in `labs.cluster.api.aggregated`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import platform
 import re
 from typing import Any
 
+from labs.cluster.api import reviews
 from labs.cluster.api.paths import subresources_of
 from labs.cluster.kinds import Kinds
 from labs.cluster.resources import NAMESPACES, Resource
@@ -69,7 +70,7 @@ def document(kinds: Kinds, path: str, server: str) -> dict[str, Any] | None:
             "groupVersion": found[0].api_version,
             "resources": [entry for kind in found for entry in _entries(kind)],
         }
-    return None
+    return reviews.document(path)
 
 
 def _groups(kinds: Kinds) -> dict[str, list[str]]:
@@ -78,7 +79,8 @@ def _groups(kinds: Kinds) -> dict[str, list[str]]:
     for resource in kinds.served():
         if resource.group:
             found.setdefault(resource.group, set()).add(resource.version)
-    return {group: sorted(found[group], key=rank) for group in sorted(found)}
+    served = {group: sorted(versions, key=rank) for group, versions in found.items()} | reviews.groups()
+    return {group: served[group] for group in sorted(served)}
 
 
 def rank(version: str) -> tuple[int, int, int, str]:

@@ -20,7 +20,19 @@ from http import HTTPStatus
 from aiohttp import web
 
 from labs.cluster.admission import NoServiceAccount
-from labs.cluster.api import auth, bodies, discovery, execution, logs, openapi_proto, portforward, scale, status
+from labs.cluster.api import (
+    aggregated,
+    auth,
+    bodies,
+    discovery,
+    execution,
+    logs,
+    openapi_proto,
+    portforward,
+    reviews,
+    scale,
+    status,
+)
 from labs.cluster.api.bodies import Options
 from labs.cluster.api.containers import Locate
 from labs.cluster.api.openapi import OpenApi
@@ -90,7 +102,7 @@ class ApiServer:
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         path = request.path.rstrip("/") or "/"
-        user = auth.authenticate(request, self._tokens)
+        user = auth.impersonated(request, auth.authenticate(request, self._tokens))
         if path in ("/healthz", "/livez", "/readyz"):
             return web.Response(text="ok")
         fixed = discovery.version() if path == "/version" else discovery.document(self._store.kinds, path, request.host)
@@ -98,10 +110,16 @@ class ApiServer:
             auth.authorize(user, request.method.lower(), None, "", "", path)
             if request.method != "GET":
                 raise status.not_allowed()
+            version = aggregated.wanted(path, request.headers.get("Accept", ""))
+            if version is not None:
+                whole = aggregated.document(self._store.kinds, path, version)
+                return _json(whole, content_type=aggregated.content_type(version))
             return _json(fixed)
         if path.startswith("/openapi/"):
             auth.authorize(user, request.method.lower(), None, "", "", path)
             return _openapi(self._openapi, request, path)
+        if reviews.is_review(path):
+            return await self._review(request, user, path)
         if not path.startswith(("/api/", "/apis/")):
             raise status.no_such_path()
         target = Target.parse(self._store.kinds, path)
@@ -129,6 +147,12 @@ class ApiServer:
             case "delete" | "deletecollection":
                 return await self._delete(request, target)
         raise status.not_allowed()
+
+    async def _review(self, request: web.BaseRequest, user: auth.User, path: str) -> web.StreamResponse:
+        if request.method != "POST":
+            raise status.not_allowed()
+        question = bodies.read_question(await bodies.read(request), bodies.content_type(request))
+        return _json(reviews.review(path, user, question), CREATED)
 
     async def _get(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
         if target.subresource == "scale":
@@ -223,9 +247,11 @@ def _verb(request: web.BaseRequest, target: Target) -> str:
     return request.method.lower()
 
 
-def _json(document: object, code: int = 200, warnings: list[str] | None = None) -> web.Response:
+def _json(
+    document: object, code: int = 200, warnings: list[str] | None = None, content_type: str = bodies.JSON_TYPE
+) -> web.Response:
     data = json.dumps(document, separators=(",", ":")).encode()
-    response = web.Response(body=data, status=code, content_type="application/json")
+    response = web.Response(body=data, status=code, headers={"Content-Type": content_type})
     for warning in warnings or ():
         response.headers.add("Warning", _warning(warning))
     return response

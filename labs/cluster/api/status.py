@@ -29,7 +29,7 @@ class ApiError(Exception):
             "status": "Failure",
             "message": message,
             "reason": reason,
-            **({"details": details} if details else {}),
+            **({"details": details} if details is not None else {}),
             "code": int(code),
         }
 
@@ -53,6 +53,13 @@ def forbidden(user: str, verb: str, resource: Resource | None, namespace: str, n
     return ApiError(
         HTTPStatus.FORBIDDEN, "Forbidden", message, {"name": name, "group": resource.group, "kind": resource.plural}
     )
+
+
+def may_not_impersonate(user: str, name: str) -> ApiError:
+    """Somebody who wants to be somebody else, and may not."""
+    words = f'User "{user}" cannot impersonate resource "users" in API group "" at the cluster scope'
+    message = f'users "{name}" is forbidden: {words}'
+    return ApiError(HTTPStatus.FORBIDDEN, "Forbidden", message, {"name": name, "kind": "users"})
 
 
 def not_found(resource: Resource, name: str) -> ApiError:

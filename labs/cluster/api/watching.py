@@ -1,6 +1,7 @@
 """Watches: changes as lines of JSON, for as long as the client wants them.
 
 Stands for k8s.io/apiserver/pkg/endpoints/handlers/watch.go, and for the watch cache's filter of events by selector.
+Left out: lists as streams (sendInitialEvents), which Kubernetes 1.30 refuses as well, whereupon clients list.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from labs.cluster.api import status
 from labs.cluster.api.paths import Target
 from labs.cluster.api.reading import include, selection, shown, wants_table
 from labs.cluster.api.tables import table
+from labs.cluster.fielderrors import Invalid, forbidden
 from labs.cluster.resources import Object
 from labs.cluster.store import ADDED, DELETED, MODIFIED, Change, Expired, Store, Watch
 
@@ -28,6 +30,9 @@ WATCH_SECONDS = (1800, 3600)  # a watch without timeoutSeconds ends somewhere in
 
 async def watch(store: Store, request: web.BaseRequest, target: Target) -> web.StreamResponse:
     """Send changes, one JSON object to a line, until the client goes or the time is over."""
+    if "sendInitialEvents" in request.query:
+        words = "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled"
+        raise status.of_error(Invalid("ListOptions", "", [forbidden("sendInitialEvents", words)], "meta.k8s.io"))
     stream = _Stream(request, target)
     changes, start = _start(store, request, target)
     with changes:

@@ -75,6 +75,78 @@ def client(config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> 
     return Client(config, tmp_path_factory.mktemp("client"))
 
 
+AGGREGATED = "application/json;g=apidiscovery.k8s.io;v={};as=APIGroupDiscoveryList"
+
+
+class TestNewerClients:
+    """What kubectl 1.26 to 1.34 and their libraries ask for, as they ask for it."""
+
+    def test_discovery_in_one_answer(self, client: Client) -> None:
+        asked = ",".join([AGGREGATED.format("v2"), AGGREGATED.format("v2beta1"), "application/json"])
+        code, document = client.get("/apis", Accept=asked)
+        assert (code, document["kind"], document["apiVersion"]) == (
+            200,
+            "APIGroupDiscoveryList",
+            "apidiscovery.k8s.io/v2",
+        )
+        apps = next(item for item in document["items"] if item["metadata"]["name"] == "apps")
+        (version,) = apps["versions"]
+        assert (version["version"], version["freshness"]) == ("v1", "Current")
+        found = next(item for item in version["resources"] if item["resource"] == "deployments")
+        assert found["responseKind"] == {"group": "apps", "version": "v1", "kind": "Deployment"}
+        assert (found["scope"], found["singularResource"], found["shortNames"]) == (
+            "Namespaced",
+            "deployment",
+            ["deploy"],
+        )
+        scale = next(item for item in found["subresources"] if item["subresource"] == "scale")
+        assert scale["responseKind"] == {"group": "autoscaling", "version": "v1", "kind": "Scale"}
+        code, document = client.get("/api", Accept=AGGREGATED.format("v2beta1"))
+        assert document["apiVersion"] == "apidiscovery.k8s.io/v2beta1"
+        (core,) = document["items"]
+        assert {"pods", "services", "nodes"} <= {item["resource"] for item in core["versions"][0]["resources"]}
+
+    def test_the_aggregated_form_says_what_the_others_say(self, client: Client) -> None:
+        document = client.get("/apis", Accept=AGGREGATED.format("v2"))[1]
+        whole = {
+            (item["metadata"]["name"], version["version"]): [kind["resource"] for kind in version["resources"]]
+            for item in document["items"]
+            for version in item["versions"]
+        }
+        parts = {}
+        for group in client.get("/apis")[1]["groups"]:
+            for version in group["versions"]:
+                listed = client.get(f"/apis/{version['groupVersion']}")[1]["resources"]
+                parts[group["name"], version["version"]] = [one["name"] for one in listed if "/" not in one["name"]]
+        assert whole == parts
+
+    def test_a_list_as_a_stream_is_refused_so_that_clients_list(self, client: Client) -> None:
+        query = "watch=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true"
+        code, answer = client.get(f"/api/v1/pods?{query}")
+        assert (code, answer["reason"]) == (422, "Invalid")
+        assert answer["message"] == (
+            'ListOptions.meta.k8s.io "" is invalid: sendInitialEvents: Forbidden: sendInitialEvents is forbidden for '
+            "watch unless the WatchList feature gate is enabled"
+        )
+
+    def test_cbor_is_refused_so_that_clients_use_json(self, client: Client) -> None:
+        code, answer = client.send("POST", "/api/v1/namespaces/default/configmaps", b"\xd9\xd9\xf7", "application/cbor")
+        assert (code, answer["reason"]) == (415, "UnsupportedMediaType")
+        code, listed = client.get("/api/v1/namespaces", Accept="application/cbor, application/json")
+        assert (code, listed["kind"]) == (200, "NamespaceList")
+
+    def test_nobody_but_an_administrator_asks_as_somebody_else(self, client: Client) -> None:
+        other = {"Impersonate-User": "somebody"}
+        code, answer = client.get("/api/v1/pods", **other)
+        assert (code, answer["message"]) == (
+            403,
+            'pods is forbidden: User "somebody" cannot list resource "pods" in API group "" at the cluster scope',
+        )
+        account = {"Impersonate-User": "system:serviceaccount:kube-system:coredns"}
+        assert client.get("/api/v1/pods", **account)[0] == 200
+        assert client.get("/api/v1/pods", **other, **{"Impersonate-Group": "system:masters"})[0] == 200
+
+
 class TestAccess:
     def test_the_kubeconfig_is_for_root_only(self, cluster: Lab) -> None:
         found = Path(cluster.kubeconfig()).stat()

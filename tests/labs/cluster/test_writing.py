@@ -156,6 +156,46 @@ class TestBodies:
         stored = writer.create(Target(CONFIGMAPS, "shop"), body, protobuf.MEDIA_TYPE, Options())
         assert (stored["metadata"]["name"], stored["data"]) == ("c", {"a": "b"})
 
+    def test_protobuf_of_nested_things(self) -> None:
+        """A pod with a volume, a map, a time that is empty and a pointer to false, as client-go writes it."""
+
+        def field(number: int, value: bytes | int) -> bytes:
+            if isinstance(value, int):
+                return bytes([number << 3, value])
+            return (
+                bytes([number << 3 & 0x7F | 0x82 if number > 15 else number << 3 | 2])
+                + (bytes([number >> 4]) if number > 15 else b"")
+                + bytes([len(value)])
+                + value
+            )
+
+        host_path = field(1, b"/") + field(2, b"")
+        volume = field(1, b"host") + field(2, field(1, host_path))
+        mount = field(1, b"host") + field(2, 0) + field(3, b"/host") + field(4, b"")
+        quantity = field(1, b"cpu") + field(2, field(1, b"100m"))
+        container = field(1, b"x") + field(2, b"client") + field(8, field(1, quantity)) + field(9, mount)
+        spec = field(1, volume) + field(2, container) + field(11, 1)
+        metadata = field(1, b"p") + field(8, b"") + field(11, field(1, b"a") + field(2, b"b"))
+        meta = field(1, b"v1") + field(2, b"Pod")
+        raw = field(1, metadata) + field(2, spec) + field(3, b"")
+        assert protobuf.decode(protobuf.MAGIC + field(1, meta) + field(2, raw)) == {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": "p", "labels": {"a": "b"}},
+            "spec": {
+                "volumes": [{"name": "host", "hostPath": {"path": "/", "type": ""}}],
+                "containers": [
+                    {
+                        "name": "x",
+                        "image": "client",
+                        "resources": {"limits": {"cpu": "100m"}},
+                        "volumeMounts": [{"name": "host", "mountPath": "/host"}],
+                    }
+                ],
+                "hostNetwork": True,
+            },
+        }
+
     @pytest.mark.parametrize(
         "body", [b"", b"k8s\x00\xff", b"k8s\x00\x0a\xff\xff\xff\xff\x0f", b"k8s\x00" + b"\x80" * 20]
     )
