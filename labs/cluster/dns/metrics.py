@@ -42,6 +42,8 @@ KNOWN_TYPES = frozenset(  # plugin/metrics/vars/monitor.go; all else counts as "
     ]
 )
 METRICS_PORT, HEALTH_PORT, READY_PORT = 9153, 8080, 8181
+ANOTHER_TYPE = 256  # above all of them: a client that tries all types makes no more series
+Labels = tuple[str, int, int, str, str, int]
 
 
 class Metrics:
@@ -70,18 +72,34 @@ class Metrics:
             buckets=BUCKETS,
             registry=self.registry,
         )
+        # Looking a series up by its labels takes as long as all else that a remembered answer costs.
+        self._series: dict[Labels, tuple[Counter, Counter, Histogram]] = {}
 
     def count(self, response: Response, protocol: str, family: int, seconds: float) -> None:
         """Count one response. `protocol`: udp, tcp; `family`: 4, 6. What no plugin saw is not counted."""
         if response.zone is None:
             return
-        where = (SERVER, response.zone, VIEW)
-        kind = dns.rdatatype.to_text(dns.rdatatype.RdataType.make(response.rdtype))
-        self._requests.labels(
-            *where, protocol, "2" if family == 6 else "1", kind if kind in KNOWN_TYPES else "other"
-        ).inc()
-        self._responses.labels(*where, dns.rcode.to_text(dns.rcode.Rcode(response.rcode)), response.plugin).inc()
-        self._durations.labels(*where).observe(seconds)
+        rdtype = min(response.rdtype, ANOTHER_TYPE)
+        labels = (response.zone, rdtype, response.rcode, response.plugin, protocol, family)
+        series = self._series.get(labels)
+        if series is None:
+            series = self._series[labels] = self._find(*labels)
+        requests, responses, durations = series
+        requests.inc()
+        responses.inc()
+        durations.observe(seconds)
+
+    def _find(
+        self, zone: str, rdtype: int, rcode: int, plugin: str, protocol: str, family: int
+    ) -> tuple[Counter, Counter, Histogram]:
+        where = (SERVER, zone, VIEW)
+        kind = dns.rdatatype.to_text(dns.rdatatype.RdataType.make(rdtype))
+        kind = kind if kind in KNOWN_TYPES else "other"
+        return (
+            self._requests.labels(*where, protocol, "2" if family == 6 else "1", kind),
+            self._responses.labels(*where, dns.rcode.to_text(dns.rcode.Rcode(rcode)), plugin),
+            self._durations.labels(*where),
+        )
 
     def text(self) -> bytes:
         """All counters in Prometheus's text format."""

@@ -36,11 +36,13 @@ print(json.dumps(answers))
 
 @dataclass(frozen=True)
 class Names:
-    """A running cluster with names.yaml. `pods`: the addresses of that namespace's pods; `servers`: of CoreDNS."""
+    """A running cluster with names.yaml. `pods`: the addresses of that namespace's pods; `servers`, `servers6`: of
+    CoreDNS."""
 
     cluster: Lab
     pods: dict[str, list[str]]
     servers: list[str]
+    servers6: list[str]
 
     def exec(self, pod: str, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command in a pod."""
@@ -100,9 +102,9 @@ def names() -> Iterator[Names]:
         kubectl("apply", "-f", str(MANIFEST))
         kubectl("wait", "--for=condition=Ready", "pod/first", "pod/second", "pod/client", "pod/one-dot")
         kubectl("wait", "--for=jsonpath={.status.phase}=Running", "pod/third")
-        servers = [ips[0] for name, ips in addresses(kubectl, "kube-system").items() if name.startswith("coredns-")]
+        servers = [ips for name, ips in addresses(kubectl, "kube-system").items() if name.startswith("coredns-")]
         assert len(servers) == 2
-        found = Names(running, addresses(kubectl, "names"), servers)
+        found = Names(running, addresses(kubectl, "names"), [ip for ip, _ in servers], [ip for _, ip in servers])
         until_all_is_told(found)
         yield found
 
@@ -221,6 +223,11 @@ class TestDig:
         assert "status: BADVERS" in names.dig("+edns=1", "+noednsnegotiation", f"web.{ENDING}")
         assert "status: NOERROR" in names.dig("+edns=1", f"web.{ENDING}"), "dig goes back to version 0"
         assert "udp: 4000" in names.dig("+bufsize=4000", f"web.{ENDING}")
+
+    def test_the_servers_are_reached_over_ipv6_too(self, names: Names) -> None:
+        for server in names.servers6:
+            for transport in ("+notcp", "+tcp"):
+                assert names.answer(f"@{server}", transport, f"web.{ENDING}") == ["A 10.96.40.1"]
 
     def test_the_zone_is_not_handed_out(self, names: Names) -> None:
         assert "; Transfer failed." in names.dig("cluster.local", "AXFR")

@@ -1,0 +1,59 @@
+"""How a component that follows the API hears of changes, through lists and watches."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from labs.cluster.apiclient import Mirror
+from labs.cluster.resources import NAMESPACES, SERVICES, Object, Resource, key_of
+
+
+def item(name: str, version: int) -> Object:
+    return {"metadata": {"namespace": "shop", "name": name, "resourceVersion": str(version)}}
+
+
+class Follower:
+    """Notes all that a mirror tells."""
+
+    def __init__(self) -> None:
+        self.heard: list[Any] = []
+        self.mirror = Mirror((SERVICES, NAMESPACES), self.changed, "https://192.0.2.1", self.heard_of)
+
+    def changed(self) -> None:
+        self.heard.append("change")
+
+    def heard_of(self, resource: Resource, key: tuple[str, str], now: Object | None) -> None:
+        self.heard.append((resource.kind, key[1], now and now["metadata"]["resourceVersion"]))
+
+    def told(self) -> list[Any]:
+        """What was told since the last time."""
+        heard, self.heard = self.heard, []
+        return heard
+
+
+def listed(*items: Object) -> dict[tuple[str, str], Object]:
+    return {key_of(one): one for one in items}
+
+
+def event(kind: str, one: Object) -> bytes:
+    return json.dumps({"type": kind, "object": one}).encode()
+
+
+def test_a_list_tells_what_is_new_and_what_is_gone() -> None:
+    """A watch that broke may have missed anything, so that the next list has to tell of deletions too."""
+    follower = Follower()
+    follower.mirror._replace(SERVICES, listed(item("a", 1), item("b", 2)))
+    assert follower.told() == [("Service", "a", "1"), ("Service", "b", "2")]
+    follower.mirror._replace(SERVICES, listed(item("b", 5), item("c", 4)))
+    assert follower.told() == [("Service", "a", None), ("Service", "b", "5"), ("Service", "c", "4")]
+    assert sorted(name for _, name in follower.mirror.items[SERVICES]) == ["b", "c"]
+
+
+def test_a_watch_tells_each_object_and_one_change_for_all_of_them() -> None:
+    follower = Follower()
+    follower.mirror._complete = {SERVICES, NAMESPACES}
+    events = [event("ADDED", item("a", 1)), event("MODIFIED", item("a", 2)), event("DELETED", item("a", 3))]
+    assert follower.mirror._apply(SERVICES, [*events, event("BOOKMARK", item("", 9))]) == "9"
+    assert follower.told() == [("Service", "a", "1"), ("Service", "a", "2"), ("Service", "a", None), "change"]
+    assert (follower.mirror.items[SERVICES], follower.mirror.version) == ({}, 9)
