@@ -28,7 +28,7 @@ from labs.cluster.dns.names import Entry
 TTL = 30  # `ttl 30`; for what is not there too (SOA, and its minimum)
 VERSION = '"1.1.0"'  # DNSSchemaVersion
 VERSION_TTL = 28800
-MAX_CHAIN = 8  # names that lead on to names: at most seven before
+MAX_CHAIN = 8  # names that lead on to another, in one answer
 CLUSTER = dns.name.from_text("cluster.local.")
 ZONES = (CLUSTER, dns.name.from_text("in-addr.arpa."), dns.name.from_text("ip6.arpa."))
 
@@ -124,10 +124,8 @@ class Responder:
             raise NoSuchName
         return found
 
-    def _addresses(
-        self, name: Name, zone: Name, rdtype: dns.rdatatype.RdataType, before: tuple[Name, ...] = ()
-    ) -> Records:
-        """Addresses, through the names that lead to them. `before`: names on the way here.
+    def _addresses(self, name: Name, zone: Name, rdtype: dns.rdatatype.RdataType, steps: int = 0) -> Records:
+        """Addresses, through the names that lead to them. `steps`: names on the way here, which ends loops too.
 
         A name that leads to nothing within the zone is left out; one that leads out of it is told, for the client to
         go on from there: nobody here could.
@@ -140,13 +138,13 @@ class Responder:
                     addresses[entry.host] = None
                 continue
             target = dns.name.from_text(entry.host)
-            if target.is_subdomain(name) or target in before or len(before) >= MAX_CHAIN:
+            if target.is_subdomain(name) or steps >= MAX_CHAIN:
                 continue
             if not target.is_subdomain(zone):
                 records.append(_cname(name, entry.host))
                 continue
             try:
-                following = self._addresses(target, zone, rdtype, (*before, target))
+                following = self._addresses(target, zone, rdtype, steps + 1)
             except NoSuchName:
                 continue
             if following:

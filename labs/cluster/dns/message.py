@@ -148,7 +148,7 @@ def _limit(query: dns.message.Message, *, udp: bool) -> int:
 
 def _fitting(response: dns.message.Message, answer: Answer, limit: int) -> bytes:
     """The bytes of a response, cut after the last record that fits. TC tells that any was left out, over TCP too."""
-    wire = response.to_wire(max_size=limit, prefer_truncation=True, want_shuffle=False)
+    wire = response.to_wire(max_size=limit, prefer_truncation=True)
     records = len(answer.answer) + len(answer.authority) + len(answer.additional) + (response.edns >= 0)
     if sum(HEADER.unpack_from(wire)[3:]) == records:
         return wire

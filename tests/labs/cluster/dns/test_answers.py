@@ -96,6 +96,7 @@ def names() -> Responder:
         ("10-244-0-9.shop.pod.cluster.local", "A", ["A 10.244.0.9"]),
         ("8-8-8-8.empty.pod.cluster.local", "A", ["A 8.8.8.8"]),
         ("fd00-10-244--9.shop.pod.cluster.local", "AAAA", ["AAAA fd00:10:244::9"]),
+        ("1--2-3.shop.pod.cluster.local", "AAAA", ["AAAA 1::2:3"]),
         ("--1.shop.pod.cluster.local", "AAAA", ["AAAA ::1"]),
         ("--ffff-102-304.shop.pod.cluster.local", "A", ["A 1.2.3.4"]),
         # reverse
@@ -211,6 +212,7 @@ def test_a_name_that_does_not_exist(names: Responder, name: str, kind: str) -> N
         ("9.9.9.10.in-addr.arpa", "PTR", "NXDOMAIN"),
         ("3.0.244.10.in-addr.arpa", "PTR", "NXDOMAIN"),  # not ready
         ("10.in-addr.arpa", "PTR", "NXDOMAIN"),
+        ("web.shop.svc.in-addr.arpa", "A", "NXDOMAIN"),
         ("1.1.96.10.in-addr.arpa", "A", "NXDOMAIN"),  # CoreDNS looks in reverse zones for PTR only
         ("in-addr.arpa", "PTR", "NOERROR"),
         ("in-addr.arpa", "A", "NOERROR"),
@@ -258,6 +260,11 @@ class TestAdditional:
             "ns.dns.cluster.local. 30 IN AAAA fd00:10:244::99",
         ]
         assert summary(ask(alone, "ns.dns.cluster.local", "AAAA"))[1] == ["AAAA fd00:10:244::99"]
+
+    def test_a_server_whose_service_has_gone_has_none(self) -> None:
+        left = shop()
+        left.index.change(SERVICES, ("shop", "kube-dns"), None)
+        assert summary(ask(left, "cluster.local", "NS")) == NO_DATA
 
 
 class TestOrder:

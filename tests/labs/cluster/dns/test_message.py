@@ -19,8 +19,17 @@ from labs.cluster.dns import message
 from labs.cluster.dns.answer import Responder
 from labs.cluster.dns.memory import Memory
 from labs.cluster.dns.message import respond
-from labs.cluster.resources import SERVICES
-from tests.labs.cluster.dns.names_of_a_shop import S, answer_to, ask, service, shop, summary
+from labs.cluster.resources import ENDPOINTSLICES, SERVICES
+from tests.labs.cluster.dns.names_of_a_shop import (
+    S,
+    answer_to,
+    ask,
+    endpoint,
+    endpoint_slice,
+    service,
+    shop,
+    summary,
+)
 
 NAME = f"web.shop.{S}"
 HEADER = struct.Struct("!HHHHHH")
@@ -199,10 +208,18 @@ class TestMemory:
         assert len({asked(memory, f"each.shop.{S}") for _ in range(60)}) == 2
 
     def test_size_and_transport_are_part_of_the_question(self) -> None:
-        memory = Memory(shop())
-        assert len(asked(memory, f"_http._tcp.many.shop.{S}", "SRV")) <= 512
-        response = memory.respond(query(f"_http._tcp.many.shop.{S}", "SRV", id=1), udp=False)
-        assert response is not None and len(response.wire) > 65000
+        """An address with twenty names: too many for a datagram."""
+        names, reverse = shop(), "9.9.9.10.in-addr.arpa"
+        for number in range(20):
+            item = endpoint_slice(f"service-{number}", endpoint("10.9.9.9"))
+            names.index.change(ENDPOINTSLICES, ("shop", str(number)), item)
+        memory = Memory(names)
+        assert len(asked(memory, reverse, "PTR")) <= 512
+        for transport in (False, True):
+            options = {"use_edns": 0, "payload": 4096} if transport else {}
+            response = memory.respond(query(reverse, "PTR", id=1, **options), udp=transport)
+            assert response is not None
+            assert len(dns.message.from_wire(response.wire).answer[0]) == 20
 
     def test_it_is_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("labs.cluster.dns.memory.MAX_RESPONSES", 10)
