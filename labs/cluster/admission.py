@@ -109,7 +109,7 @@ def admit(
         if store.find(SERVICEACCOUNTS, item["metadata"]["namespace"], account) is None:
             raise NoServiceAccount(item, account)
     if resource == SERVICES:
-        allocate(item, store.list(SERVICES), plan)
+        allocate(item, store, plan)
     return store.create(resource.stored, item, dry_run=dry_run)
 
 
@@ -192,8 +192,7 @@ def replace(
     if resource == DEFINITIONS:
         definitions.remember_storage(item)
     if resource == SERVICES:
-        key = old["metadata"]["uid"]
-        allocate(item, (one for one in store.list(SERVICES) if one["metadata"]["uid"] != key), plan)
+        allocate(item, store, plan)
     return store.update(resource, item, dry_run=dry_run)
 
 

@@ -1,7 +1,7 @@
 """ClusterIPs and node ports: who has which, and which are free.
 
 Stands for the allocators behind the Service registry (pkg/registry/core/service: storage/alloc.go, ipallocator,
-portallocator). Left out: persistent bitmaps and their repair; what is taken is read from the Services each time.
+portallocator). Left out: persistent bitmaps and their repair; what is taken is what the store's Services have.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import ipaddress
 import json
 import random
-from collections.abc import Iterable
+from collections.abc import Hashable, Mapping, Set
 from typing import Any
 
 from labs.cluster.fielderrors import FieldError, GoText, Invalid, invalid
 from labs.cluster.options import AddressPlan
-from labs.cluster.resources import Object
+from labs.cluster.resources import SERVICES, Object, key_of
+from labs.cluster.store import Store
 
 NODE_PORTS = range(30000, 32768)
 # The lower part of the range is left to addresses that are asked for by name (KEP-3070).
@@ -22,15 +23,13 @@ STATIC_BAND = 256
 _TRIES = 1000
 
 
-def allocate(item: Object, services: Iterable[Object], plan: AddressPlan) -> None:
-    """Give a Service its ClusterIPs and node ports, or check those that it asks for. Raises Invalid.
-
-    `services`: all others.
-    """
+def allocate(item: Object, store: Store, plan: AddressPlan) -> None:
+    """Give a Service its ClusterIPs and node ports, or check those that it asks for. Raises Invalid."""
     spec = item["spec"]
     if spec["type"] == "ExternalName":
         return
-    used_ips, used_ports = _in_use(services)
+    used_ips = _Used(store.index(SERVICES, _cluster_ips_of), key_of(item))
+    used_ports = _Used(store.index(SERVICES, _node_ports_of), key_of(item))
     asked = list(spec.get("clusterIPs") or ([spec["clusterIP"]] if spec.get("clusterIP") else ()))
     try:
         if asked and asked[0] == "None":
@@ -53,18 +52,31 @@ class _Refused(Exception):
         self.error = error
 
 
-def _in_use(services: Iterable[Object]) -> tuple[set[str], set[tuple[str, int]]]:
-    ips: set[str] = set()
-    ports: set[tuple[str, int]] = set()
-    for service in services:
-        ips.update(service["spec"].get("clusterIPs") or ())
-        for port in service["spec"].get("ports") or ():
-            if port.get("nodePort"):
-                ports.add((port["protocol"], port["nodePort"]))
-    return ips, ports
+class _Used:
+    """What others than the Service `key` have, and what it has been given just now."""
+
+    def __init__(self, index: Mapping[Hashable, Set[tuple[str, str]]], key: tuple[str, str]) -> None:
+        self._index = index
+        self._mine = {key}
+        self._given: set[Hashable] = set()
+
+    def __contains__(self, value: Hashable) -> bool:
+        return value in self._given or not self._index.get(value, self._mine) <= self._mine
+
+    def add(self, value: Hashable) -> None:
+        self._given.add(value)
 
 
-def _cluster_ips(asked: list[str], families: list[str], used: set[str], plan: AddressPlan) -> list[str]:
+def _cluster_ips_of(service: Object) -> list[str]:
+    return list(service["spec"].get("clusterIPs") or ())
+
+
+def _node_ports_of(service: Object) -> list[tuple[str, int]]:
+    ports = service["spec"].get("ports") or ()
+    return [(port["protocol"], port["nodePort"]) for port in ports if port.get("nodePort")]
+
+
+def _cluster_ips(asked: list[str], families: list[str], used: _Used, plan: AddressPlan) -> list[str]:
     networks = {"IPv6" if ":" in text else "IPv4": ipaddress.ip_network(text) for text in plan.service_networks}
     shown = GoText(f"[]string{{{', '.join(map(json.dumps, asked))}}}")
     given = []
@@ -89,7 +101,7 @@ def _cluster_ips(asked: list[str], families: list[str], used: set[str], plan: Ad
     return given
 
 
-def _free_ip(network: Any, used: set[str]) -> str:
+def _free_ip(network: Any, used: _Used) -> str:
     size = min(network.num_addresses, 1 << 16)
     for _ in range(_TRIES):
         ip = str(network.network_address + random.randrange(min(STATIC_BAND, size // 2), size - 1))
@@ -102,7 +114,7 @@ def _free_ip(network: Any, used: set[str]) -> str:
     raise _Refused(FieldError("InternalError", "spec.clusterIPs", "failed to allocate a serviceIP: range is full"))
 
 
-def _node_ports(ports: list[Object], used: set[tuple[str, int]], *, every: bool) -> None:
+def _node_ports(ports: list[Object], used: _Used, *, every: bool) -> None:
     """Check those that are asked for; with `every`, give one to each port that has none.
 
     One port of two protocols (DNS) has the same node port for both, where that is free.

@@ -17,7 +17,7 @@ import copy
 import datetime
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping, Set
 from typing import NamedTuple
 
 from labs.cluster.kinds import Kinds
@@ -107,6 +107,10 @@ class Watch:
         self.close()
 
 
+Values = Callable[[Object], Iterable[Hashable]]
+Index = dict[Hashable, set[tuple[str, str]]]
+
+
 class Store:
     """All objects of one cluster. `kinds`: what it can have."""
 
@@ -117,6 +121,7 @@ class Store:
         self._history: deque[Change] = deque(maxlen=HISTORY)
         self._forgotten = 1  # watches can't start before this version
         self._watches: dict[Resource | None, set[Watch]] = {}
+        self._indexes: dict[Resource, dict[Values, Index]] = {}
 
     def get(self, resource: Resource, namespace: str, name: str) -> Object:
         """One object. Raises NotFound."""
@@ -134,6 +139,17 @@ class Store:
         how things were at another version; Expired when that is forgotten."""
         items = self._items.get(resource, {}) if version is None else self._items_at(resource, version)
         return [item for (place, _), item in sorted(items.items()) if not namespace or place == namespace]
+
+    def index(self, resource: Resource, values: Values) -> Mapping[Hashable, Set[tuple[str, str]]]:
+        """Which objects of a kind have which of their `values`: value -> (namespace, name). It stays up to date, so
+        that one write costs the same however many objects there are (client-go's Indexer).
+        """
+        indexes = self._indexes.setdefault(resource, {})
+        if values not in indexes:
+            indexes[values] = {}
+            for key, item in self._items.get(resource, {}).items():
+                _note(indexes[values], key, (), values(item))
+        return indexes[values]
 
     def _items_at(self, resource: Resource, version: int) -> dict[tuple[str, str], Object]:
         """What there was: what there is, with each later change taken back."""
@@ -240,11 +256,25 @@ class Store:
             items[key] = item
         if len(self._history) == self._history.maxlen:
             self._forgotten = self._history[0].version
+        for values, index in self._indexes.get(resource, {}).items():
+            before = values(previous) if previous is not None else ()
+            _note(index, key, before, values(item) if kind != DELETED else ())
         change = Change(self.version, kind, resource, item, previous)
         self._history.append(change)
         for watch in (*self._watches.get(resource, ()), *self._watches.get(None, ())):
             watch.offer(change)
         return item
+
+
+def _note(index: Index, key: tuple[str, str], before: Iterable[Hashable], after: Iterable[Hashable]) -> None:
+    """Let an object have other values in an index."""
+    for value in before:
+        holders = index.get(value, set())
+        holders.discard(key)
+        if not holders:
+            index.pop(value, None)
+    for value in after:
+        index.setdefault(value, set()).add(key)
 
 
 def _specified(item: Object) -> Object:

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from labs.cluster.admission import NODE_PORTS, Invalid, NoNamespace, NoSuchKind, admit, qos_class
+from labs.cluster.admission import NODE_PORTS, Invalid, NoNamespace, NoSuchKind, admit, qos_class, replace
 from labs.cluster.options import AddressPlan, ClusterOptions
+from labs.cluster.resources import SERVICES
 from labs.cluster.store import AlreadyExists, Store
 
 IPV4, DUAL = AddressPlan((4,)), AddressPlan((4, 6))
@@ -137,3 +138,15 @@ def test_the_plan_of_addresses_is_kinds() -> None:
     assert plan.pod_cidrs(1) == ["10.244.0.0/24", "fd00:10:244::/64"]
     assert plan.pod_cidrs(3) == ["10.244.2.0/24", "fd00:10:244:2::/64"]
     assert plan.gateways == ["172.18.0.1/16", "fc00:f853:ccd:e793::1/64"]
+
+
+def test_addresses_and_ports_come_free_again(store: Store) -> None:
+    taken = {"clusterIP": "10.96.7.7", "type": "NodePort", "ports": [{"port": 80, "nodePort": 30500}]}
+    one = admit(store, IPV4, service("one", **taken))
+    # What a Service has itself is not in its way.
+    changed = {**one, "metadata": {**one["metadata"], "labels": {"a": "b"}}}
+    assert replace(store, IPV4, SERVICES, one, changed)["spec"] == one["spec"]
+    with pytest.raises(Invalid, match="provided IP is already allocated"):
+        admit(store, IPV4, service("two", **taken))
+    store.delete(SERVICES, "default", "one")
+    assert admit(store, IPV4, service("two", **taken))["spec"]["ports"][0]["nodePort"] == 30500

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from labs.cluster import store as store_module
-from labs.cluster.resources import DEPLOYMENTS, NODES, PODS
+from labs.cluster.resources import DEPLOYMENTS, NODES, PODS, Object
 from labs.cluster.store import AlreadyExists, Change, Conflict, Expired, NotFound, Store
 
 
@@ -159,3 +159,19 @@ class TestWatch:
         store.create(PODS, pod("a"))
         with pytest.raises(Expired):
             drain(watch)
+
+
+def test_an_index_follows_what_is_written() -> None:
+    def nodes(pod: Object) -> list[str]:
+        return [pod["spec"]["nodeName"]]
+
+    store = Store()
+    for name, node in (("a", "x"), ("b", "x"), ("c", "y")):
+        store.create(PODS, {"metadata": {"name": name, "namespace": "shop"}, "spec": {"nodeName": node}})
+    index = store.index(PODS, nodes)
+    assert index == {"x": {("shop", "a"), ("shop", "b")}, "y": {("shop", "c")}}
+    store.update(PODS, {**store.get(PODS, "shop", "b"), "spec": {"nodeName": "y"}})
+    store.delete(PODS, "shop", "a")
+    store.create(PODS, {"metadata": {"name": "d", "namespace": "shop"}, "spec": {"nodeName": "z"}})
+    assert index == {"y": {("shop", "b"), ("shop", "c")}, "z": {("shop", "d")}}
+    assert store.index(PODS, nodes) is index
