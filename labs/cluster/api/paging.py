@@ -25,6 +25,7 @@ from labs.cluster.resources import Object, key_of
 from labs.cluster.selectors import Predicate
 from labs.cluster.store import Expired, Store
 
+MATCH = "resourceVersionMatch"
 EXACT, NOT_OLDER = "Exact", "NotOlderThan"
 NOW = -1  # in a token: the rest as it is now, whatever the first page showed
 TOO_OLD = "The resourceVersion for the provided list is too old."
@@ -107,8 +108,28 @@ def page_of(store: Store, request: web.BaseRequest, target: Target, selected: Pr
     return Page(kept, version, _encode(version, key_of(kept[-1])), remaining)
 
 
+def check_watch(request: web.BaseRequest) -> None:
+    """Raise ApiError 422 for what a watch can't be asked; clients that want a list as a watch then list first."""
+    match, asked = request.query.get("resourceVersionMatch", ""), "sendInitialEvents" in request.query
+    errors = []
+    if asked and match != NOT_OLDER:
+        errors.append(forbidden(MATCH, f"sendInitialEvents requires setting resourceVersionMatch to {NOT_OLDER}"))
+    if asked:
+        words = "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled"
+        errors.append(forbidden("sendInitialEvents", words))
+    elif match:
+        words = "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided"
+        errors.append(forbidden(MATCH, words))
+    _refuse(errors)
+
+
+def _refuse(errors: list[FieldError]) -> None:
+    if errors:
+        raise status.of_error(Invalid("ListOptions", "", errors, "meta.k8s.io"))
+
+
 def _check_match(version: str, match: str, token: str) -> None:
-    field, errors = "resourceVersionMatch", list[FieldError]()
+    field, errors = MATCH, list[FieldError]()
     if not match:
         return
     if not version:
@@ -119,8 +140,7 @@ def _check_match(version: str, match: str, token: str) -> None:
         errors.append(unsupported(field, match, (EXACT, NOT_OLDER, "")))
     if match == EXACT and version == "0":
         errors.append(forbidden(field, f'{field} "exact" is forbidden for resourceVersion "0"'))
-    if errors:
-        raise status.of_error(Invalid("ListOptions", "", errors, "meta.k8s.io"))
+    _refuse(errors)
 
 
 def _number(name: str, text: str) -> int:

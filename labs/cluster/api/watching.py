@@ -17,10 +17,10 @@ from typing import Any
 from aiohttp import web
 
 from labs.cluster.api import status
+from labs.cluster.api.paging import check_watch
 from labs.cluster.api.paths import Target
 from labs.cluster.api.reading import include, selection, shown, wants_table
 from labs.cluster.api.tables import table
-from labs.cluster.fielderrors import Invalid, forbidden
 from labs.cluster.resources import Object
 from labs.cluster.store import ADDED, DELETED, MODIFIED, Change, Expired, Store, Watch
 
@@ -30,9 +30,7 @@ WATCH_SECONDS = (1800, 3600)  # a watch without timeoutSeconds ends somewhere in
 
 async def watch(store: Store, request: web.BaseRequest, target: Target) -> web.StreamResponse:
     """Send changes, one JSON object to a line, until the client goes or the time is over."""
-    if "sendInitialEvents" in request.query:
-        words = "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled"
-        raise status.of_error(Invalid("ListOptions", "", [forbidden("sendInitialEvents", words)], "meta.k8s.io"))
+    check_watch(request)
     stream = _Stream(request, target)
     changes, start = _start(store, request, target)
     with changes:

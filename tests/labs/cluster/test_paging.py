@@ -11,7 +11,7 @@ import pytest
 from aiohttp.test_utils import make_mocked_request
 
 from labs.cluster import store as stores
-from labs.cluster.api.paging import INCONSISTENT, TOO_OLD
+from labs.cluster.api.paging import INCONSISTENT, TOO_OLD, check_watch
 from labs.cluster.api.paths import Target
 from labs.cluster.api.reading import list_items
 from labs.cluster.api.status import ApiError
@@ -110,3 +110,29 @@ def test_a_token_with_a_version(store: Store) -> None:
     token = listed(store, limit=1)["metadata"]["continue"]
     words = "specifying resource version is not allowed when using continue"
     assert refusal(store, token=token, rv=3)["message"] == words
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        (
+            "sendInitialEvents=true&resourceVersionMatch=NotOlderThan",
+            ["sendInitialEvents: Forbidden: "],
+        ),
+        ("sendInitialEvents=false", ["resourceVersionMatch: Forbidden: sendI", "sendInitialEvents: Forbidden: "]),
+        (
+            "resourceVersionMatch=Exact",
+            ["resourceVersionMatch: Forbidden: resourceVersionMatch is"],
+        ),
+        ("resourceVersion=5", []),
+    ],
+)
+def test_what_a_watch_can_not_be_asked(query: str, words: list[str]) -> None:
+    """client-go falls back to list and watch when it is told 422, and would wait for ever when it is told nothing."""
+    try:
+        check_watch(make_mocked_request("GET", f"/api/v1/pods?watch=1&{query}"))
+        causes = []
+    except ApiError as error:
+        assert error.code == 422
+        causes = [f"{one['field']}: {one['message']}" for one in error.body["details"]["causes"]]
+    assert [cause[: len(start)] for cause, start in zip(causes, words, strict=True)] == words
