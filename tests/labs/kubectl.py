@@ -31,6 +31,13 @@ def programs() -> list[str]:
     return list(dict.fromkeys(filter(None, [on_path, *named, *brought, *beside[:1], *beside[-1:]])))
 
 
+def oldest_and_newest() -> list[str]:
+    """Two of `programs`, or as many as there are: what all of them have to understand, these do in the fewest tests."""
+    numbers = {one: re.search(r"kubectl\.1\.(\d+)$", one) for one in programs()}
+    known = sorted((int(found[1]), one) for one, found in numbers.items() if found)
+    return list(dict.fromkeys([known[0][1], known[-1][1]] if known else programs()))
+
+
 def name_of(program: str) -> str:
     """A short name for a program: path, or 1.27 for kubectl.1.27."""
     suffix = Path(program).name.removeprefix("kubectl").lstrip(".")

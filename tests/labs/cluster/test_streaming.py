@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.labs.kubectl import Kubectl, name_of, programs
+from tests.labs.kubectl import Kubectl, name_of, oldest_and_newest, programs
 from tests.labs.lab import Lab
 
 pytestmark = pytest.mark.root
@@ -47,9 +47,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")
 
 
-@pytest.fixture(params=programs()[1:] or programs() or [None], ids=lambda one: name_of(one) if one else "none")
+@pytest.fixture(params=oldest_and_newest() or [None], ids=lambda one: name_of(one) if one else "none")
 def kubectl(request: pytest.FixtureRequest, cluster: Lab, home: Path) -> Kubectl:
-    """Each kubectl of this machine but that on PATH, which is likely one of them."""
+    """The oldest and the newest kubectl of this machine."""
     if request.param is None:
         pytest.skip("needs kubectl; to run it: scripts/setup")
     return Kubectl(request.param, cluster.kubeconfig(), home, "default")
