@@ -74,7 +74,7 @@ async def _run(container: Container) -> None:
     maps = ebpfloader.open_maps(PINS)
     changed = asyncio.Event()
     state = State(facts["node"], families)
-    watcher = Watcher(families, facts["cni"])
+    watcher = Watcher(PINS, families, facts["cni"])
     events = LinkEvents()
     mirror = Mirror((SERVICES, ENDPOINTSLICES, NODES), changed.set, server=facts["api_server"], on_object=state.note)
 
@@ -82,7 +82,7 @@ async def _run(container: Container) -> None:
         while True:
             addresses = await asyncio.to_thread(watcher.look)
             if watcher.is_complete and state.set_addresses(addresses):
-                maps["node"].set(bytes(4), _facts(addresses).pack())
+                maps["node"].set(bytes(4), node_facts(addresses).pack())
                 changed.set()
             await events.wait()
 
@@ -279,7 +279,7 @@ def _where_node_ports_answer(addresses: Addresses, family: int) -> Iterator[IPAd
             yield ip
 
 
-def _facts(addresses: Addresses) -> NodeFacts:
+def node_facts(addresses: Addresses) -> NodeFacts:
     """What the programs must know of the node that they are on."""
     with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as any_socket:
         cookie = any_socket.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
@@ -322,10 +322,10 @@ class Watcher:
     """Looks at this network namespace: has the programs for packets at its devices, those of pods and those that lead
     to other machines, and tells which addresses there are. Not for the event loop's thread: pyroute2 has its own."""
 
-    def __init__(self, families: list[int], cni: str) -> None:
+    def __init__(self, pins: Path, families: list[int], cni: str) -> None:
         self._outward = {uplink.NAME, *(vxlan.DEVICES[family] for family in families if cni == "vxlan")}
         functions = (ebpfloader.FROM_OUTSIDE, ebpfloader.FROM_POD, ebpfloader.TO_DEVICE)
-        self._programs = {function: ebpfloader.open_program(PINS, function) for function in functions}
+        self._programs = {function: ebpfloader.open_program(pins, function) for function in functions}
         self._attached: set[int] = set()  # to devices by index, which the kernel uses once only
 
     @property

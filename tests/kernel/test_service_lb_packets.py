@@ -1,0 +1,161 @@
+"""The eBPF Service datapath's programs at devices: a client outside, a node, and a pod, each in a namespace."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import socket
+import subprocess
+from typing import Any
+
+import pytest
+
+from labs.cluster import ebpfloader
+from labs.cluster.ebpfproxy import Watcher, node_facts
+from labs.cluster.proxy.ebpf import Behind, Wanted
+from tests.labs import ebpf_world
+from tests.labs.ebpf_world import World
+from tests.tracer.networks import Namespace
+from tracer.service_lb import Backend, Frontend, Scope, ServiceFlag
+
+pytestmark = [pytest.mark.root, pytest.mark.bpf]
+
+CLIENT = {4: "172.18.0.9", 6: "fd00:18::9"}
+NODE = {4: "172.18.0.2", 6: "fd00:18::2"}
+POD = {4: "10.244.0.5", 6: "fd00:244::5"}
+GATEWAY = {4: "10.244.0.1", 6: "fd00:244::1"}
+SERVICE = {4: "203.0.113.1", 6: "2001:db8::1"}
+FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+PORT, TARGET = 80, 8080
+
+
+class Network:
+    """client ── eth0 of the node ── veth of the pod; the client's way to Services leads through the node."""
+
+    def __init__(self, world: World) -> None:
+        self.client, self.pod = Namespace(), Namespace()
+        self.client.sh(f"ip link add eth0 type veth peer name eth0 netns {os.getpid()}")
+        self.pod.sh(f"ip link add eth0 type veth peer name veth1 netns {os.getpid()}")
+        self.tables = world.tables()
+        for family, way in ((4, "-4"), (6, "-6")):
+            long, alone = (24, 32) if family == 4 else (64, 128)
+            flags = "" if family == 4 else "nodad"
+            self.client.sh(f"ip addr add {CLIENT[family]}/{long} dev eth0 {flags}", "ip link set eth0 up")
+            self.pod.sh(f"ip addr add {POD[family]}/{alone} dev eth0 {flags}", "ip link set eth0 up")
+            _sh(f"ip addr add {NODE[family]}/{long} dev eth0 {flags}", "ip link set eth0 up")
+            _sh(f"ip addr add {GATEWAY[family]}/{alone} dev veth1 {flags}", "ip link set veth1 up")
+            _sh(f"ip {way} route add {POD[family]}/{alone} dev veth1")
+            self.client.sh(f"ip {way} route add {SERVICE[family]}/{alone} via {NODE[family]}")
+            self.pod.sh(f"ip {way} route add {GATEWAY[family]}/{alone} dev eth0")
+            self.pod.sh(f"ip {way} route add default via {GATEWAY[family]} dev eth0")
+        _sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
+        watcher = Watcher(world.pins, [4, 6], "routed")
+        ebpfloader.open_maps(world.pins)["node"].set(bytes(4), node_facts(watcher.look()).pack())
+
+    def set(self, family: int, *, flags: ServiceFlag, endpoints: bool = True, protocol: str = "TCP") -> None:
+        """Have the Service, for those outside and for pods."""
+        ip = ipaddress.ip_address(SERVICE[family])
+        at = {Frontend(ip, PORT, protocol, scope): Behind(False, flags) for scope in Scope}
+        backends = (Backend(ipaddress.ip_address(POD[family]), TARGET, True),) if endpoints else ()
+        self.tables.apply({(family, protocol): Wanted(at, backends, (), 0, ())})
+
+    def call(self, source: Namespace, family: int) -> str:
+        """Connect to the Service from a namespace, send and receive; who the pod sees as its client, or an errno."""
+
+        def listen() -> socket.socket:
+            return socket.create_server(("", TARGET), family=FAMILIES[family])
+
+        with self.pod.run(listen) as server:
+            server.settimeout(5)
+            try:
+                client = source.run(lambda: socket.create_connection((SERVICE[family], PORT), timeout=2))
+            except OSError as error:
+                return errno.errorcode.get(error.errno or 0, "timeout")
+            with client:
+                connection, address = server.accept()
+                with connection:
+                    client.sendall(b"ping")
+                    assert connection.recv(10) == b"ping"
+                    connection.sendall(b"pong")
+                    assert client.recv(10) == b"pong"
+        return str(address[0])
+
+
+def _sh(*commands: str) -> None:
+    subprocess.run(["sh", "-ec", "\n".join(commands)], check=True)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_client_outside(family: int) -> None:
+    """Masqueraded or not, refused where there is no endpoint, and answered by nothing where it is to be silent."""
+
+    def act(world: World) -> Any:
+        network, found = Network(world), []
+        for flags, endpoints in (
+            (ServiceFlag(0), True),
+            (ServiceFlag.MASQUERADE, True),
+            (ServiceFlag(0), False),
+            (ServiceFlag.SILENT, False),
+        ):
+            network.set(family, flags=flags, endpoints=endpoints)
+            found.append(network.call(network.client, family))
+        return found
+
+    assert ebpf_world.run(act) == [CLIENT[family], NODE[family], "ECONNREFUSED", "timeout"]
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_pod_that_calls_itself_through_a_service_sees_the_node(family: int) -> None:
+    """By packets: the pod's process is in no cgroup with programs."""
+
+    def act(world: World) -> Any:
+        network = Network(world)
+        network.set(family, flags=ServiceFlag(0))
+        return network.call(network.pod, family)
+
+    assert ebpf_world.run(act) == NODE[family]
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_datagrams_there_and_back_and_refused_without_endpoints(family: int) -> None:
+    def act(world: World) -> Any:
+        network = Network(world)
+        network.set(family, flags=ServiceFlag.MASQUERADE, protocol="UDP")
+        kind = FAMILIES[family]
+        server = network.pod.run(lambda: socket.socket(kind, socket.SOCK_DGRAM))
+        server.bind((POD[family], TARGET))
+        server.settimeout(5)
+        client = network.client.run(lambda: socket.socket(kind, socket.SOCK_DGRAM))
+        client.settimeout(5)
+        client.connect((SERVICE[family], PORT))
+        client.send(b"ping")
+        data, sender = server.recvfrom(10)
+        server.sendto(b"pong", sender)
+        answer = client.recv(10)
+        network.set(family, flags=ServiceFlag(0), endpoints=False, protocol="UDP")
+        refused = network.client.run(lambda: socket.socket(kind, socket.SOCK_DGRAM))
+        refused.settimeout(5)
+        refused.connect((SERVICE[family], PORT))
+        refused.send(b"x" * 100)
+        try:
+            refused.recv(10)
+        except OSError as error:
+            code = error.errno
+        return [data.decode(), str(sender[0]), answer.decode(), code]
+
+    assert ebpf_world.run(act) == ["ping", NODE[family], "pong", errno.ECONNREFUSED]
+
+
+def test_source_ranges() -> None:
+    def act(world: World) -> Any:
+        network, found = Network(world), []
+        ip = ipaddress.ip_address(SERVICE[4])
+        backends = (Backend(ipaddress.ip_address(POD[4]), TARGET, True),)
+        for text in ("172.18.0.0/24", "192.0.2.0/24"):
+            at = {Frontend(ip, PORT, "TCP", scope): Behind(False, ServiceFlag.HAS_RANGES) for scope in Scope}
+            network.tables.apply({"web": Wanted(at, backends, (), 0, (ipaddress.ip_network(text),))})
+            found.append(network.call(network.client, 4))
+        return found
+
+    assert ebpf_world.run(act) == [CLIENT[4], "timeout"]
