@@ -7,6 +7,7 @@ import ipaddress
 import os
 import socket
 import subprocess
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,6 +21,13 @@ from tests.tracer.networks import Namespace
 from tracer.service_lb import Backend, Frontend, Scope, ServiceFlag
 
 pytestmark = [pytest.mark.root, pytest.mark.bpf]
+
+
+@pytest.fixture(scope="module", name="world")
+def loaded_world() -> Iterator[World]:
+    with ebpf_world.loaded() as loaded:
+        yield loaded
+
 
 CLIENT = {4: "172.18.0.9", 6: "fd00:18::9"}
 NODE = {4: "172.18.0.2", 6: "fd00:18::2"}
@@ -87,7 +95,7 @@ def _sh(*commands: str) -> None:
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_a_client_outside(family: int) -> None:
+def test_a_client_outside(world: World, family: int) -> None:
     """Masqueraded or not, refused where there is no endpoint, and answered by nothing where it is to be silent."""
 
     def act(world: World) -> Any:
@@ -102,11 +110,11 @@ def test_a_client_outside(family: int) -> None:
             found.append(network.call(network.client, family))
         return found
 
-    assert ebpf_world.run(act) == [CLIENT[family], NODE[family], "ECONNREFUSED", "timeout"]
+    assert world.run(act) == [CLIENT[family], NODE[family], "ECONNREFUSED", "timeout"]
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_a_pod_that_calls_itself_through_a_service_sees_the_node(family: int) -> None:
+def test_a_pod_that_calls_itself_through_a_service_sees_the_node(world: World, family: int) -> None:
     """By packets: the pod's process is in no cgroup with programs."""
 
     def act(world: World) -> Any:
@@ -114,11 +122,11 @@ def test_a_pod_that_calls_itself_through_a_service_sees_the_node(family: int) ->
         network.set(family, flags=ServiceFlag(0))
         return network.call(network.pod, family)
 
-    assert ebpf_world.run(act) == NODE[family]
+    assert world.run(act) == NODE[family]
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_datagrams_there_and_back_and_refused_without_endpoints(family: int) -> None:
+def test_datagrams_there_and_back_and_refused_without_endpoints(world: World, family: int) -> None:
     def act(world: World) -> Any:
         network = Network(world)
         network.set(family, flags=ServiceFlag.MASQUERADE, protocol="UDP")
@@ -144,10 +152,10 @@ def test_datagrams_there_and_back_and_refused_without_endpoints(family: int) -> 
             code = error.errno
         return [data.decode(), str(sender[0]), answer.decode(), code]
 
-    assert ebpf_world.run(act) == ["ping", NODE[family], "pong", errno.ECONNREFUSED]
+    assert world.run(act) == ["ping", NODE[family], "pong", errno.ECONNREFUSED]
 
 
-def test_source_ranges() -> None:
+def test_source_ranges(world: World) -> None:
     def act(world: World) -> Any:
         network, found = Network(world), []
         ip = ipaddress.ip_address(SERVICE[4])
@@ -158,4 +166,4 @@ def test_source_ranges() -> None:
             found.append(network.call(network.client, 4))
         return found
 
-    assert ebpf_world.run(act) == [CLIENT[4], "timeout"]
+    assert world.run(act) == [CLIENT[4], "timeout"]
