@@ -14,6 +14,7 @@ import pytest
 from tests.labs.cluster import test_packets
 from tests.labs.cluster.test_proxy_modes import ECHO
 from tests.labs.lab import MANIFEST, Lab
+from tests.labs.pages import blocks, masked, run
 
 pytestmark = [pytest.mark.root, pytest.mark.bpf]
 
@@ -122,6 +123,18 @@ def test_there_is_no_rule_for_services(cluster: Lab) -> None:
     for program in ("iptables-legacy-save", "iptables-nft-save"):
         assert "KUBE-SVC" not in cluster.exec("node2", program).stdout
     assert "kube-proxy" not in cluster.exec("node2", "nft", "list", "tables").stdout
+
+
+@pytest.mark.parametrize("block", blocks("ebpf.md"), ids=lambda block: block[-1][:30])
+def test_what_the_page_shows(cluster: Lab, block: list[str]) -> None:
+    """Of tcpdump's line the page shows the beginning."""
+    printed, shown = run(cluster, block)
+    short = {r"\.\d+ > ": ".PORT > ", r"(\[S\]).*": r"\1"}
+    assert masked(printed, short) == masked(shown, short)
+
+
+def test_the_page_has_commands() -> None:
+    assert len(blocks("ebpf.md")) == 2
 
 
 def test_programs_see_the_address_that_they_asked_for(cluster: Lab) -> None:
