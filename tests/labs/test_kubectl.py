@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.labs.kubectl import Kubectl, in_namespace, name_of, programs, wait_until
 from tests.labs.lab import Lab
@@ -493,19 +494,57 @@ def test_replace_and_conflicts(kubectl: Kubectl) -> None:
     assert kubectl("replace", "--force", "-f", "-", feed=old).endswith("configmap/c replaced\n")
 
 
-@pytest.mark.parametrize(("name", "pods"), [("guestbook", 6), ("boutique", 11), ("webshop", 4)])
-def test_everyday_manifests(kubectl: Kubectl, lab_for_kubectl: Lab, name: str, pods: int) -> None:
-    """Applied as they are, applied again without a change, all pods ready, and their Services answer by name."""
-    path = str(Path(__file__).with_name("manifests") / f"{name}.yaml")
-    created = kubectl("apply", "-f", path).splitlines()
+MANIFESTS = Path(__file__).with_name("manifests")
+# How many pods each makes, the Service that people come in by, and who talks to whom beside what *_ADDR says.
+EVERYDAY = {
+    "guestbook": (6, "frontend", {"frontend": ["redis-leader:6379", "redis-follower:6379"]}),
+    "boutique": (12, "frontend", {}),
+    "webshop": (8, "web", {"web": ["cart:8080"]}),
+}
+# Prints the name of the pod that answers at each address.
+ASK = r"""
+for address in "$@"; do
+    case "$address" in
+        *:6379 | *:5432) exec 3<>"/dev/tcp/${address%:*}/${address#*:}" && head -n 1 <&3 ;;  # it greets with its name
+        *) curl -sS --max-time 5 "http://$address/" | sed -n 's/.*"pod": *"\([^"]*\)".*/\1/p' ;;
+    esac
+done
+"""
+
+
+def talks(path: Path) -> dict[str, list[str]]:
+    """Whom the Deployments of a manifest talk to, by the variables that tell them."""
+    found: dict[str, list[str]] = {}
+    for item in yaml.safe_load_all(path.read_text()):
+        if item["kind"] == "Deployment":
+            for container in item["spec"]["template"]["spec"]["containers"]:
+                told = [entry["value"] for entry in container.get("env", ()) if entry["name"].endswith("_ADDR")]
+                found.setdefault(item["metadata"]["name"], []).extend(one for one in told if "$" not in one)
+    return {name: addresses for name, addresses in found.items() if addresses}
+
+
+@pytest.mark.parametrize("name", EVERYDAY)
+def test_everyday_manifests(kubectl: Kubectl, lab_for_kubectl: Lab, name: str) -> None:
+    """Applied as they are, applied again without a change, all pods ready, their Services answer by name, and each
+    part reaches those that it is told of."""
+    path = MANIFESTS / f"{name}.yaml"
+    pods, service, more = EVERYDAY[name]
+    created = kubectl("apply", "-f", str(path)).splitlines()
     assert all(line.endswith(" created") for line in created)
-    again = kubectl("apply", "-f", path).splitlines()
+    again = kubectl("apply", "-f", str(path)).splitlines()
     assert again == [line.replace(" created", " unchanged") for line in created]
-    kubectl("wait", "--for=condition=Ready", "pods", "--all", "--timeout=30s")
     assert wait_until(lambda: len(kubectl.rows("get", "pods")) == pods + 1)
-    kubectl("wait", "--for=condition=Ready", "pods", "--all", "--timeout=30s")
-    service = {"guestbook": "frontend", "boutique": "frontend", "webshop": "web"}[name]
+    kubectl("wait", "--for=condition=Ready", "pods", "--all", "--timeout=60s")
     answer = lab_for_kubectl.get("default/client", f"http://{service}.{kubectl.namespace}/")
     assert (answer["namespace"], answer["pod"].startswith(f"{service}-")) == (kubectl.namespace, True)
-    kubectl("delete", "-f", path, "--timeout=30s")
-    assert wait_until(lambda: kubectl("get", "all", "-o", "name") == "")
+    asking = talks(path)
+    for asker, addresses in more.items():
+        asking[asker] = [*asking.get(asker, ()), *addresses]
+    names = kubectl("get", "pods", "-o", "name").split()
+    for asker, addresses in asking.items():
+        pod = next(one for one in names if one.startswith(f"pod/{asker}-")).removeprefix("pod/")
+        told = lab_for_kubectl.exec(f"{kubectl.namespace}/{pod}", "bash", "-c", ASK, "ask", *addresses).stdout
+        answered = [line.rpartition("-")[0].rpartition("-")[0] for line in told.splitlines()]
+        assert answered == [address.partition(":")[0] for address in addresses], told
+    kubectl("delete", "-f", str(path), "--timeout=60s")
+    assert wait_until(lambda: kubectl("get", "all", "-o", "name") == "", 60)
