@@ -14,7 +14,7 @@ import copy
 import random
 from collections.abc import Callable
 
-from labs.cluster.allocation import NODE_PORTS, allocate
+from labs.cluster.allocation import NODE_PORTS, allocate, needs_health_check
 from labs.cluster.defaults import admit_pod, complete, first_status, qos_class
 from labs.cluster.extensions import definitions, rules, structural, values
 from labs.cluster.fielderrors import Invalid
@@ -266,9 +266,23 @@ def _keep_allocated(item: Object, old: Object) -> None:
         for port in spec.get("ports") or ():
             if port.get("nodePort") in numbers:
                 port.pop("nodePort", None)
-        for field in ("externalTrafficPolicy", "allocateLoadBalancerNodePorts", "healthCheckNodePort"):
-            if spec.get(field) == before.get(field):
-                spec.pop(field, None)
+        if spec.get("externalTrafficPolicy") == before.get("externalTrafficPolicy"):
+            spec.pop("externalTrafficPolicy", None)
+    _keep_balanced(spec, before)
+
+
+def _keep_balanced(spec: Object, before: Object) -> None:
+    """The same for what a load balancer needs."""
+    gone = []
+    if before.get("type") == "LoadBalancer" and spec.get("type") != "LoadBalancer":
+        gone += ["allocateLoadBalancerNodePorts", "loadBalancerClass"]
+    if needs_health_check(before) and needs_health_check(spec):
+        spec["healthCheckNodePort"] = spec.get("healthCheckNodePort") or before.get("healthCheckNodePort")
+    elif needs_health_check(before):
+        gone.append("healthCheckNodePort")
+    for field in gone:
+        if spec.get(field) == before.get(field):
+            spec.pop(field, None)
 
 
 def _keep_addresses(spec: Object, before: Object) -> None:

@@ -9,22 +9,24 @@ from __future__ import annotations
 import ipaddress
 import json
 import random
-from collections.abc import Hashable, Mapping, Set
+from collections.abc import Hashable, Iterable, Mapping, Set
 from typing import Any
 
 from labs.cluster.fielderrors import FieldError, GoText, Invalid, invalid
 from labs.cluster.options import AddressPlan
 from labs.cluster.resources import SERVICES, Object, key_of
 from labs.cluster.store import Store
+from tracer.errors import K8snetError
 
 NODE_PORTS = range(30000, 32768)
+PROTOCOLS = ("TCP", "UDP", "SCTP")
 # The lower part of the range is left to addresses that are asked for by name (KEP-3070).
 STATIC_BAND = 256
 _TRIES = 1000
 
 
 def allocate(item: Object, store: Store, plan: AddressPlan) -> None:
-    """Give a Service its ClusterIPs and node ports, or check those that it asks for. Raises Invalid."""
+    """Give a Service its ClusterIPs and node ports, or check those that it asks for. Raises Invalid or NoPort."""
     spec = item["spec"]
     if spec["type"] == "ExternalName":
         return
@@ -37,11 +39,25 @@ def allocate(item: Object, store: Store, plan: AddressPlan) -> None:
         else:
             spec["clusterIPs"] = _cluster_ips(asked, spec["ipFamilies"], used_ips, plan)
             spec["clusterIP"] = spec["clusterIPs"][0]
+        checked = needs_health_check(spec)
+        if checked and spec.get("healthCheckNodePort"):
+            _health_check_port(spec["healthCheckNodePort"], used_ports)
         if spec["type"] in ("NodePort", "LoadBalancer"):
             given = spec["type"] == "NodePort" or spec.get("allocateLoadBalancerNodePorts", True)
             _node_ports(spec.get("ports") or [], used_ports, every=given)
+        if checked and not spec.get("healthCheckNodePort"):
+            spec["healthCheckNodePort"] = _free_health_check_port(used_ports)
     except _Refused as refused:
         raise Invalid("Service", item["metadata"]["name"], [refused.error]) from None
+
+
+class NoPort(K8snetError):
+    """A health check port can't be had, which the real API server takes for an error of its own."""
+
+
+def needs_health_check(spec: Object) -> bool:
+    """Whether a Service has a healthCheckNodePort (NeedsHealthCheck in pkg/api/service/util.go)."""
+    return spec.get("type") == "LoadBalancer" and spec.get("externalTrafficPolicy") == "Local"
 
 
 class _Refused(Exception):
@@ -72,8 +88,11 @@ def _cluster_ips_of(service: Object) -> list[str]:
 
 
 def _node_ports_of(service: Object) -> list[tuple[str, int]]:
-    ports = service["spec"].get("ports") or ()
-    return [(port["protocol"], port["nodePort"]) for port in ports if port.get("nodePort")]
+    spec = service["spec"]
+    found = [(port["protocol"], port["nodePort"]) for port in spec.get("ports") or () if port.get("nodePort")]
+    if needs_health_check(spec) and spec.get("healthCheckNodePort"):
+        found += [(protocol, spec["healthCheckNodePort"]) for protocol in PROTOCOLS]
+    return found
 
 
 def _cluster_ips(asked: list[str], families: list[str], used: _Used, plan: AddressPlan) -> list[str]:
@@ -131,10 +150,35 @@ def _node_ports(ports: list[Object], used: _Used, *, every: bool) -> None:
             twin = twins.get(port["port"])
             port["nodePort"] = asked = twin if twin in free else random.choice(free)
             twins[port["port"]] = asked
-        elif asked not in NODE_PORTS:
-            text = f"{NODE_PORTS[0]}-{NODE_PORTS[-1]}"
-            detail = f"provided port is not in the valid range. The range of valid ports is {text}"
-            raise _Refused(invalid(field, asked, detail))
-        elif (port["protocol"], asked) in used:
-            raise _Refused(invalid(field, asked, "provided port is already allocated"))
+        elif (trouble := _trouble(asked, (port["protocol"],), used)) is not None:
+            raise _Refused(invalid(field, asked, trouble))
         used.add((port["protocol"], asked))
+
+
+def _health_check_port(asked: int, used: _Used) -> None:
+    """Take the port that is asked for. Raises NoPort.
+
+    Nothing else may use it, whatever its protocol: the API's allocator counts numbers.
+    """
+    if (trouble := _trouble(asked, PROTOCOLS, used)) is not None:
+        raise NoPort(f"failed to allocate requested HealthCheck NodePort {asked}: {trouble}")
+    for protocol in PROTOCOLS:
+        used.add((protocol, asked))
+
+
+def _free_health_check_port(used: _Used) -> int:
+    """A port that nothing uses. Raises NoPort."""
+    free = [number for number in NODE_PORTS if not any((protocol, number) in used for protocol in PROTOCOLS)]
+    if not free:
+        raise NoPort("failed to allocate a HealthCheck NodePort 0: range is full")
+    return random.choice(free)
+
+
+def _trouble(number: int, protocols: Iterable[str], used: _Used) -> str | None:
+    """Why a node port can't be had, in the allocator's words."""
+    if number not in NODE_PORTS:
+        known = f"{NODE_PORTS[0]}-{NODE_PORTS[-1]}"
+        return f"provided port is not in the valid range. The range of valid ports is {known}"
+    if any((protocol, number) in used for protocol in protocols):
+        return "provided port is already allocated"
+    return None

@@ -2,8 +2,9 @@
 
 Stands for cmd/kube-proxy with the event handling of pkg/proxy. What the rules are, and which of them a change touches,
 is decided in `labs.cluster.proxy`, and `labs.cluster.proxymodes` loads them; this is the part that watches, and waits
-until a burst of changes is over. It runs in a pod of each node, on the node's network (DaemonSet kube-proxy). Left out:
-health checks, metrics, and the full sync that kube-proxy makes every hour (--iptables-sync-period).
+until a burst of changes is over. It runs in a pod of each node, on the node's network (DaemonSet kube-proxy), and tells
+load balancers how it is (`labs.cluster.proxyhealth`). Left out: metrics, and the full sync that kube-proxy makes every
+hour (--iptables-sync-period).
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from labs.cluster.apiclient import Mirror
 from labs.cluster.proxy.addresses import networks_of_family
 from labs.cluster.proxy.changes import Before, Items, Tracker, Wanted
 from labs.cluster.proxy.conntrack import stale
+from labs.cluster.proxy.healthchecks import HealthCheck, ServiceKey, health_checks
 from labs.cluster.proxy.node import local_node
 from labs.cluster.proxy.services import PortKey
 from labs.cluster.proxy.settings import Settings
+from labs.cluster.proxyhealth import Health, ServiceHealth, serve_health
 from labs.cluster.proxymodes import Backend, backend
 from labs.cluster.resources import ENDPOINTSLICES, NODES, SERVICES
 from labs.cluster.runtime.container import Container
@@ -42,16 +45,24 @@ async def _run(container: Container) -> None:
     backends = [backend(facts["proxy"], family, facts["iptables"]) for family in families]
     for one in backends:
         one.prepare()
-    changed = asyncio.Event()
-    mirror = Mirror((SERVICES, ENDPOINTSLICES, NODES), changed.set, server=facts["api_server"])
+    changed, health = asyncio.Event(), Health()
+
+    def on_change() -> None:
+        health.queued()
+        changed.set()
+
+    mirror = Mirror((SERVICES, ENDPOINTSLICES, NODES), on_change, server=facts["api_server"])
     proxiers = [Proxier(facts["node"], one) for one in backends]
     async with asyncio.TaskGroup() as group:
+        group.create_task(serve_health(health))
         group.create_task(mirror.run())
-        group.create_task(_sync_loop(container, mirror, changed, proxiers))
+        group.create_task(_sync_loop(container, mirror, changed, proxiers, health))
 
 
-async def _sync_loop(container: Container, mirror: Mirror, changed: asyncio.Event, proxiers: list[Proxier]) -> None:
-    first = True
+async def _sync_loop(
+    container: Container, mirror: Mirror, changed: asyncio.Event, proxiers: list[Proxier], health: Health
+) -> None:
+    first, services = True, ServiceHealth(health)
     while True:
         await _wait_for_work(changed, proxiers)
         await asyncio.sleep(SETTLE_SECONDS)
@@ -67,6 +78,14 @@ async def _sync_loop(container: Container, mirror: Mirror, changed: asyncio.Even
             await asyncio.sleep(RETRY_SECONDS)
             changed.set()
             continue
+        health.updated()
+        if changed.is_set():
+            health.queued()  # meanwhile
+        node = mirror.items[NODES].get(("", container.facts["node"]))
+        if node is not None:
+            health.see_node(node)
+        # Of two families, the first one counts.
+        await services.sync({key: one for each in reversed(proxiers) for key, one in each.health_checks().items()})
         container.notify(f"synced {version}")
         container.ready()
         if first:
@@ -113,3 +132,7 @@ class Proxier:
         await self.backend.apply(wanted)
         await self.backend.forget(stale(wanted.before, wanted.ports, wanted.endpoints))
         self._pending = {}
+
+    def health_checks(self) -> dict[ServiceKey, HealthCheck]:
+        """What the health check ports of Services are to say, as of the last sync."""
+        return health_checks(self._tracker.ports, self._tracker.endpoints)

@@ -17,6 +17,8 @@ Stands for the program `kube-proxy` v1.30.5 (kubernetes/kubernetes, pkg/proxy). 
                    `Wanted`, which every mode works from
     iptables_sync.py, nftables_sync.py
                    what of the rules has to be written for that: a `Planner` for each mode
+    healthchecks.py
+                   what a Service's health check port says (servicechangetracker.go, endpointschangetracker.go)
     conntrack.py   which entries of UDP have to go (pkg/proxy/conntrack/cleanup.go)
 
 Nothing here touches a kernel, files, or a clock. Who watches the API belongs to labs/cluster/kubeproxy.py, who loads

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 from typing import Any
 
 from labs.cluster import names
+from labs.cluster.allocation import needs_health_check
 from labs.cluster.fielderrors import (
     GoText,
     duplicate,
     forbidden,
+    go_value,
     invalid,
     required,
     unsupported,
@@ -19,6 +22,7 @@ from labs.cluster.resources import Object
 from labs.cluster.validation.words import Errors, ip, labels, one_of
 
 PROTOCOLS = ("SCTP", "TCP", "UDP")
+SOURCE_RANGES = "service.beta.kubernetes.io/load-balancer-source-ranges"
 SERVICE_TYPES = ("ClusterIP", "ExternalName", "LoadBalancer", "NodePort")
 
 
@@ -55,11 +59,47 @@ def service(item: Object) -> Errors:
     if "externalTrafficPolicy" in spec and not external:
         words = "may only be set for externally-accessible services"
         yield invalid("spec.externalTrafficPolicy", spec["externalTrafficPolicy"], words)
+    yield from _load_balancer(item)
     for index, text in enumerate(spec.get("externalIPs") or ()):
         yield from ip(text, f"spec.externalIPs[{index}]")
     for index, text in enumerate(spec.get("clusterIPs") or ()):
         if text != "None":
             yield from ip(text, f"spec.clusterIPs[{index}]")
+
+
+def _load_balancer(item: Object) -> Errors:
+    """What only Services of type LoadBalancer may have. (Any text is taken for loadBalancerIP.)"""
+    spec = item["spec"]
+    only, balanced = "may only be used when `type` is 'LoadBalancer'", spec["type"] == "LoadBalancer"
+    ranges, annotations = spec.get("loadBalancerSourceRanges"), item["metadata"].get("annotations") or {}
+    if ranges or SOURCE_RANGES in annotations:
+        # The first letter is the real one's slip.
+        field = "spec.LoadBalancerSourceRanges" if ranges else f"metadata.annotations[{SOURCE_RANGES}]"
+        texts = ranges or [text for text in annotations[SOURCE_RANGES].strip().split(",") if text]
+        if not balanced:
+            yield forbidden(field, only)
+        if not all(_is_network(text.strip()) for text in texts):
+            shown = go_value(ranges) if ranges else annotations[SOURCE_RANGES]
+            yield invalid(field, shown, "must be a list of IP ranges. For example, 10.240.0.0/24,10.250.0.0/24 ")
+    if "allocateLoadBalancerNodePorts" in spec and not balanced:
+        yield forbidden("spec.allocateLoadBalancerNodePorts", only)
+    if spec.get("healthCheckNodePort") and not needs_health_check(spec):
+        words = "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'"
+        yield invalid("spec.healthCheckNodePort", spec["healthCheckNodePort"], words)
+    name = spec.get("loadBalancerClass")
+    if name is not None and not balanced:
+        yield forbidden("spec.loadBalancerClass", only)
+    elif name is not None:
+        yield from (invalid("spec.loadBalancerClass", name, text) for text in names.qualified_name(name))
+
+
+def _is_network(text: str) -> bool:
+    """Whether a text is a CIDR, as Go's net.ParseCIDR has it: a prefix length must be there."""
+    try:
+        ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        return False
+    return "/" in text
 
 
 def _service_ports(ports: list[Object], kind: str, headless: bool) -> Errors:
@@ -115,6 +155,13 @@ def service_families(spec: Object, plan: AddressPlan) -> Errors:
 
 def update_service(item: Object, old: Object) -> Errors:
     before, after = old["spec"], item["spec"]
+    same_port = before.get("healthCheckNodePort") == after.get("healthCheckNodePort")
+    if needs_health_check(before) and needs_health_check(after) and not same_port:
+        yield forbidden("spec.healthCheckNodePort", "field is immutable")
+    if before["type"] == after["type"] == "LoadBalancer":
+        name = after.get("loadBalancerClass")
+        if before.get("loadBalancerClass") != name:
+            yield invalid("spec.loadBalancerClass", name, "may not change once set")
     if "ExternalName" in (before["type"], after["type"]):
         return
     was, is_now = before.get("clusterIPs") or [], after.get("clusterIPs") or []

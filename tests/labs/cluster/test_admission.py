@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from labs.cluster.admission import NODE_PORTS, Invalid, NoNamespace, NoSuchKind, admit, qos_class, replace
+from labs.cluster.allocation import NoPort
 from labs.cluster.options import AddressPlan, ClusterOptions
 from labs.cluster.resources import SERVICES
 from labs.cluster.store import AlreadyExists, Store
@@ -150,3 +151,121 @@ def test_addresses_and_ports_come_free_again(store: Store) -> None:
         admit(store, IPV4, service("two", **taken))
     store.delete(SERVICES, "default", "one")
     assert admit(store, IPV4, service("two", **taken))["spec"]["ports"][0]["nodePort"] == 30500
+
+
+LOCAL = {"type": "LoadBalancer", "externalTrafficPolicy": "Local"}
+
+
+def change(store: Store, item: dict[str, Any], **spec: Any) -> dict[str, Any]:
+    """Update a Service; None removes a field. Gives its spec afterwards."""
+    wanted = {field: value for field, value in {**item["spec"], **spec}.items() if value is not None}
+    current = store.get(SERVICES, "default", item["metadata"]["name"])
+    found: dict[str, Any] = replace(store, IPV4, SERVICES, current, {**current, "spec": wanted})["spec"]
+    return found
+
+
+class TestHealthCheckNodePort:
+    def test_a_local_load_balancer_has_one_of_its_own(self, store: Store) -> None:
+        spec = admit(store, IPV4, service(**LOCAL))["spec"]
+        assert spec["healthCheckNodePort"] in NODE_PORTS
+        assert spec["healthCheckNodePort"] != spec["ports"][0]["nodePort"]
+
+    @pytest.mark.parametrize(
+        "spec",
+        [{"type": "LoadBalancer"}, {"type": "NodePort", "externalTrafficPolicy": "Local"}, {"type": "ClusterIP"}],
+    )
+    def test_nobody_else_has_one(self, store: Store, spec: dict[str, Any]) -> None:
+        assert "healthCheckNodePort" not in admit(store, IPV4, service(**spec))["spec"]
+        with pytest.raises(Invalid) as refused:
+            admit(store, IPV4, service("x", **spec, healthCheckNodePort=30700))
+        assert str(refused.value.errors[0]) == (
+            "spec.healthCheckNodePort: Invalid value: 30700: may only be set when `type` is 'LoadBalancer' "
+            "and `externalTrafficPolicy` is 'Local'"
+        )
+
+    def test_one_may_be_asked_for_once(self, store: Store) -> None:
+        assert admit(store, IPV4, service(**LOCAL, healthCheckNodePort=30700))["spec"]["healthCheckNodePort"] == 30700
+        text = "failed to allocate requested HealthCheck NodePort {}: provided port is "
+        with pytest.raises(NoPort, match=text.format(30700) + "already allocated"):
+            admit(store, IPV4, service("x", **LOCAL, healthCheckNodePort=30700))
+        with pytest.raises(
+            NoPort, match=text.format(80) + "not in the valid range. The range of valid ports is 30000-32767"
+        ):
+            admit(store, IPV4, service("x", **LOCAL, healthCheckNodePort=80))
+        for protocol in ("TCP", "UDP"):
+            ports = [{"port": 80, "protocol": protocol, "nodePort": 30700}]
+            with pytest.raises(Invalid, match="provided port is already allocated"):
+                admit(store, IPV4, service("x", type="NodePort", ports=ports))
+        store.delete(SERVICES, "default", "web")
+        admit(store, IPV4, service("x", **LOCAL, healthCheckNodePort=30700))
+
+    def test_it_stays_while_it_is_needed(self, store: Store) -> None:
+        item = admit(store, IPV4, service(**LOCAL))
+        number = item["spec"]["healthCheckNodePort"]
+        assert change(store, item, healthCheckNodePort=None)["healthCheckNodePort"] == number
+        with pytest.raises(Invalid) as refused:
+            change(store, item, healthCheckNodePort=number + 1 if number + 1 in NODE_PORTS else number - 1)
+        assert [str(error) for error in refused.value.errors] == [
+            "spec.healthCheckNodePort: Forbidden: field is immutable"
+        ]
+
+    @pytest.mark.parametrize(
+        "other", [{"externalTrafficPolicy": "Cluster"}, {"type": "NodePort"}, {"type": "ClusterIP"}]
+    )
+    def test_it_goes_and_comes_with_the_need(self, store: Store, other: dict[str, Any]) -> None:
+        item = admit(store, IPV4, service(**LOCAL))
+        assert "healthCheckNodePort" not in change(store, item, **other)
+        assert change(store, item, **LOCAL, healthCheckNodePort=None)["healthCheckNodePort"] in NODE_PORTS
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (
+            {"loadBalancerSourceRanges": ["10.0.0.0/8", "10.1.1.1"], "type": "LoadBalancer"},
+            'spec.LoadBalancerSourceRanges: Invalid value: "[10.0.0.0/8 10.1.1.1]": must be a list of IP ranges. '
+            "For example, 10.240.0.0/24,10.250.0.0/24 ",
+        ),
+        (
+            {"loadBalancerSourceRanges": ["10.0.0.0/8"]},
+            "spec.LoadBalancerSourceRanges: Forbidden: may only be used when `type` is 'LoadBalancer'",
+        ),
+        (
+            {"loadBalancerClass": "example.com/mine"},
+            "spec.loadBalancerClass: Forbidden: may only be used when `type` is 'LoadBalancer'",
+        ),
+        (
+            {"allocateLoadBalancerNodePorts": False},
+            "spec.allocateLoadBalancerNodePorts: Forbidden: may only be used when `type` is 'LoadBalancer'",
+        ),
+    ],
+)
+def test_what_only_load_balancers_may_have(store: Store, spec: dict[str, Any], message: str) -> None:
+    with pytest.raises(Invalid) as refused:
+        admit(store, IPV4, service(**spec))
+    assert [str(error) for error in refused.value.errors] == [message]
+
+
+def test_source_ranges_may_have_blanks_around_them_and_an_annotation(store: Store) -> None:
+    ranges = [" 10.0.0.0/8 ", "2001:db8::/32"]
+    assert admit(store, IPV4, service(type="LoadBalancer", loadBalancerSourceRanges=ranges))["spec"]
+    item = service("b", type="LoadBalancer")
+    item["metadata"]["annotations"] = {"service.beta.kubernetes.io/load-balancer-source-ranges": "10.0.0.0/8, x"}
+    with pytest.raises(
+        Invalid, match=r"metadata.annotations\[service.beta.kubernetes.io/load-balancer-source-ranges\]: Inv"
+    ):
+        admit(store, IPV4, item)
+
+
+def test_the_class_of_a_load_balancer_stays(store: Store) -> None:
+    item = admit(store, IPV4, service(type="LoadBalancer", loadBalancerClass="example.com/mine"))
+    with pytest.raises(Invalid) as refused:
+        change(store, item, loadBalancerClass="example.com/yours")
+    assert [str(error) for error in refused.value.errors] == [
+        'spec.loadBalancerClass: Invalid value: "example.com/yours": may not change once set'
+    ]
+    with pytest.raises(Invalid, match="may not change once set"):
+        change(store, item, loadBalancerClass=None)
+    assert "loadBalancerClass" not in change(store, item, type="ClusterIP")
+    with pytest.raises(Invalid, match="must consist of alphanumeric characters"):
+        admit(store, IPV4, service("x", type="LoadBalancer", loadBalancerClass="no class"))
