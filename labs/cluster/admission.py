@@ -21,6 +21,7 @@ from labs.cluster.fielderrors import Invalid
 from labs.cluster.kinds import Kinds
 from labs.cluster.options import AddressPlan
 from labs.cluster.resources import DEFINITIONS, NAMESPACES, PODS, SERVICEACCOUNTS, SERVICES, Object, Resource
+from labs.cluster.serviceaccounts import mount_token
 from labs.cluster.store import Store
 from labs.cluster.validation import validate
 from tracer.errors import K8snetError
@@ -110,6 +111,8 @@ def admit(
             raise NoServiceAccount(item, account)
     if resource == SERVICES:
         allocate(item, store, plan)
+    if resource == PODS:
+        mount_token(store, item)
     return store.create(resource.stored, item, dry_run=dry_run)
 
 

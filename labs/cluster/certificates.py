@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 VALIDITY = datetime.timedelta(days=365)
+EXTENDED = 3607  # seconds: WarnOnlyBoundTokenExpirationPeriod (pkg/serviceaccount/claims.go)
 ISSUER = "https://kubernetes.default.svc.cluster.local"
 
 
@@ -125,12 +126,18 @@ class TokenIssuer:
     def __init__(self) -> None:
         self._secret = secrets.token_bytes(32)
 
-    def issue(self, namespace: str, account: str, pod: str, pod_uid: str) -> str:
-        """A JWT (RFC 7519) for a pod's service account."""
+    def issue(
+        self, namespace: str, account: str, pod: str, pod_uid: str, *, audience: str = "", seconds: int = EXTENDED
+    ) -> str:
+        """A JWT (RFC 7519) for a pod's service account, valid for so many seconds. `audience`: "" for the API itself.
+
+        The lifetime that every pod's own token asks for is extended, as the real API server does.
+        """
         now = int(time.time())
+        lifetime = int(VALIDITY.total_seconds()) if seconds == EXTENDED else seconds
         claims = {
-            "aud": [ISSUER],
-            "exp": now + int(VALIDITY.total_seconds()),
+            "aud": [audience or ISSUER],
+            "exp": now + lifetime,
             "iat": now,
             "iss": ISSUER,
             "kubernetes.io": {
@@ -145,7 +152,7 @@ class TokenIssuer:
         return f"{body}.{self._sign(body)}"
 
     def user(self, token: str) -> str | None:
-        """The user that a token speaks for, or None when it is none of ours."""
+        """The user that a token speaks for, or None when it is none of ours, for somebody else, or old."""
         body, _, signature = token.rpartition(".")
         try:
             genuine = hmac.compare_digest(self._sign(body), signature)
@@ -153,8 +160,11 @@ class TokenIssuer:
             return None
         if not genuine:
             return None
-        claims = body.partition(".")[2]
-        return str(json.loads(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))["sub"])
+        text = body.partition(".")[2]
+        claims = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+        if ISSUER not in claims["aud"] or claims["exp"] < time.time():
+            return None
+        return str(claims["sub"])
 
     def _sign(self, body: str) -> str:
         return _base64url(hmac.digest(self._secret, body.encode(), hashlib.sha256))

@@ -42,6 +42,7 @@ SYS_MOVE_MOUNT = 429
 OPEN_TREE_CLONE = 1
 MOVE_MOUNT_F_EMPTY_PATH = 4
 AT_FDCWD = -100
+AT_RECURSIVE = 0x8000
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -72,9 +73,12 @@ def pivot_root(new_root: str, put_old: str) -> None:
     _check(_libc.pivot_root(new_root.encode(), put_old.encode()), f"pivot_root {new_root}")
 
 
-def clone_mount(path: str) -> int:
-    """A descriptor for a copy of what is at `path`, a mount that is attached nowhere: open_tree(2) (Linux 5.2)."""
-    flags = OPEN_TREE_CLONE | os.O_CLOEXEC
+def clone_mount(path: str, *, recursive: bool = False) -> int:
+    """A descriptor for a copy of what is at `path`, a mount that is attached nowhere: open_tree(2) (Linux 5.2).
+
+    `recursive`: with what is mounted below.
+    """
+    flags = OPEN_TREE_CLONE | os.O_CLOEXEC | (AT_RECURSIVE if recursive else 0)
     return _check(_libc.syscall(SYS_OPEN_TREE, AT_FDCWD, path.encode(), ctypes.c_uint(flags)), f"open_tree {path}")
 
 

@@ -1,7 +1,7 @@
 """A container's environment: what the API tells of Services, ConfigMaps, Secrets and the pod itself.
 
 Stands for makeEnvironmentVariables in pkg/kubelet/kubelet_pods.go and for pkg/kubelet/envvars. Later ones win:
-Services, then `envFrom`, then `env`. Left out: resourceFieldRef.
+Services, then `envFrom`, then `env`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import base64
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+from labs.cluster.downward import field_text, resource_text
 from labs.cluster.resources import Object
 from tracer.errors import K8snetError
 
@@ -24,12 +24,13 @@ class MissingConfig(K8snetError):
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """What a pod's environment may be made of. `services`: all that the kubelet knows; `configs` and `secrets`: those
-    of the pod's namespace, by name."""
+    """What a pod's environment and volumes may be made of. `services`: all that the kubelet knows; `configs` and
+    `secrets`: those of the pod's namespace, by name; `allocatable`: the node's, by resource."""
 
     services: Sequence[Object] = ()
     configs: Mapping[str, Object] = field(default_factory=dict)
     secrets: Mapping[str, Object] = field(default_factory=dict)
+    allocatable: Mapping[str, str] = field(default_factory=dict)
 
 
 def make(pod: Object, container: Object, sources: Sources, fields: Mapping[str, str]) -> dict[str, str]:
@@ -43,7 +44,7 @@ def make(pod: Object, container: Object, sources: Sources, fields: Mapping[str, 
                 env.update((prefix + name, value) for name, value in data.items())
     known = dict(env)
     for entry in container.get("env") or ():
-        value = _value(pod, entry, sources, fields, known)
+        value = _value(pod, container, entry, sources, fields, known)
         if value is not None:
             env[entry["name"]] = known[entry["name"]] = value
     return env
@@ -58,30 +59,25 @@ def expand(text: str, env: Mapping[str, str]) -> str:
     return EXPRESSION.sub(replace, text)
 
 
+def expand_path(text: str, env: Mapping[str, str]) -> str | None:
+    """The same for a path: None when a name in it is not known."""
+    names = [found[1] for found in EXPRESSION.finditer(text) if found[0] != "$$"]
+    return expand(text, env) if all(name in env for name in names) else None
+
+
 def _value(
-    pod: Object, entry: Object, sources: Sources, fields: Mapping[str, str], known: Mapping[str, str]
+    pod: Object, container: Object, entry: Object, sources: Sources, fields: Mapping[str, str], known: Mapping[str, str]
 ) -> str | None:
     """The value of one entry of `env`; None for an optional one that is missing."""
     origin = entry.get("valueFrom") or {}
     if "fieldRef" in origin:
-        return field_value(pod, origin["fieldRef"]["fieldPath"], fields)
+        return field_text(pod, origin["fieldRef"]["fieldPath"], fields)
+    if "resourceFieldRef" in origin:
+        return resource_text(pod, container["name"], origin["resourceFieldRef"], sources.allocatable)
     for kind in ("configMapKeyRef", "secretKeyRef"):
         if kind in origin:
             return _key(pod, kind, origin[kind], sources)
     return expand(str(entry.get("value") or ""), known)
-
-
-def field_value(pod: Object, path: str, fields: Mapping[str, str]) -> str:
-    """What the downward API gives for a field of the pod; "" for one that is not set."""
-    if path in fields:
-        return fields[path]
-    if path.endswith("']") and "['" in path:
-        name, _, key = path.removesuffix("']").partition("['")
-        return str(((pod["metadata"].get(name.removeprefix("metadata."))) or {}).get(key, ""))
-    found: Any = pod
-    for part in path.split("."):
-        found = found.get(part) if isinstance(found, dict) else None
-    return str(found or "")
 
 
 def _key(pod: Object, kind: str, reference: Object, sources: Sources) -> str | None:

@@ -2,13 +2,12 @@
 
 Stands for the parts of pkg/kubelet that compute rather than act: kubelet_pods.go (hosts file; the environment is in
 podenv.py), network/dns/dns.go (resolv.conf), cm/pod_container_manager_linux.go (cgroup names with the cgroupfs driver).
-Left out: volumes other than the service account's and hostPath files.
+Volumes are in podvolumes.py.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from labs.cluster import podenv
@@ -21,7 +20,6 @@ from labs.cluster.runtime.container import ContainerSpec
 DOMAIN = "cluster.local"
 DNS_IP = "10.96.0.10"
 API_PORT = 6443
-SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -54,10 +52,9 @@ def container_spec(
     container: Object,
     node: NodeFacts,
     addresses: tuple[str, ...],
-    account: Mapping[str, str],
     sources: Sources,
 ) -> ContainerSpec:
-    """What to start for one container of a pod that has `addresses`. `account`: the service account's files.
+    """What to start for one container of a pod that has `addresses`, without its mounts.
 
     Raises UnknownImage and MissingConfig.
     """
@@ -87,8 +84,7 @@ def container_spec(
             "/etc/hosts": hosts_file(pod, hostname, addresses),
             "/etc/resolv.conf": resolv_conf(pod, node),
         },
-        volumes={SERVICE_ACCOUNT: dict(account)},
-        binds=_host_paths(pod, container),
+        directory=container.get("workingDir") or "/",
         wait_for_ports=[]
         if image.announces or command is not None  # nobody promised that a command listens on its ports
         else [port["containerPort"] for port in ports if port.get("protocol", "TCP") == "TCP"],
@@ -158,22 +154,16 @@ def environment(
     pod: Object, container: Object, node: NodeFacts, addresses: tuple[str, ...], hostname: str, sources: Sources
 ) -> dict[str, str]:
     """A container's environment: the image's, then the API's. Raises MissingConfig."""
-    fields = {
+    fields = node_fields(node, addresses)
+    return {"PATH": PATH, "HOME": "/root", "HOSTNAME": hostname, **podenv.make(pod, container, sources, fields)}
+
+
+def node_fields(node: NodeFacts, addresses: tuple[str, ...]) -> dict[str, str]:
+    """The fields of the downward API that are not in the pod itself."""
+    return {
         "status.podIP": addresses[0] if addresses else "",
         "status.podIPs": ",".join(addresses),
         "status.hostIP": node.addresses[0],
         "status.hostIPs": ",".join(node.addresses),
         "spec.nodeName": node.name,
     }
-    return {"PATH": PATH, "HOME": "/root", "HOSTNAME": hostname, **podenv.make(pod, container, sources, fields)}
-
-
-def _host_paths(pod: Object, container: Object) -> dict[str, str]:
-    """Where the container sees the node's files: mount path -> path on the node, for hostPath volumes."""
-    sources = {
-        volume["name"]: volume["hostPath"]["path"]
-        for volume in pod["spec"].get("volumes") or ()
-        if "hostPath" in volume
-    }
-    mounts = container.get("volumeMounts") or ()
-    return {mount["mountPath"]: sources[mount["name"]] for mount in mounts if mount["name"] in sources}

@@ -28,14 +28,21 @@ class RunningContainer:
     io: ContainerIO | None = None
     cgroup: str | None = None
     env: dict[str, str] = field(default_factory=dict)
+    directory: str = "/"
     is_init: bool = False
     ready: bool = False
-    serving: asyncio.Event = field(default_factory=asyncio.Event)  # its program said so
+    is_sidecar: bool = False
     restarts: int = 0
     state: Object = field(default_factory=lambda: {"waiting": {"reason": "ContainerCreating"}})
     last_state: Object = field(default_factory=dict)
     said: dict[str, str] = field(default_factory=dict)
     probed: bool = False  # its startup probe, if it has one, succeeded
+    first_start: asyncio.Event = field(default_factory=asyncio.Event)  # ... at least once
+
+    @property
+    def initialized(self) -> bool:
+        """Whether the containers after it may start."""
+        return self.probed if self.is_sidecar else self.succeeded
 
     @property
     def succeeded(self) -> bool:
@@ -50,7 +57,7 @@ class RunningContainer:
             "image": self.image,
             "imageID": "",
             "containerID": f"k8snet://{self.id}" if self.id else "",
-            "ready": self.succeeded if self.is_init else self.ready,
+            "ready": self.succeeded if self.is_init and not self.is_sidecar else self.ready,
             "started": self.probed,
             "restartCount": self.restarts,
             "state": self.state,
@@ -89,15 +96,21 @@ class RunningPod:
 def pod_status(running: RunningPod, current: Object, node_addresses: Sequence[str], trouble: dict[str, str]) -> Object:
     """The PodStatus. `current`: the pod in the API; `trouble`: reason and message, if the pod itself is in trouble."""
     containers = running.containers
-    waiting = [entry.name for entry in running.init if not entry.succeeded]
+    waiting = [entry.name for entry in running.init if not entry.initialized]
     incomplete = {"reason": "ContainersNotInitialized", "message": _words("incomplete", waiting)} if waiting else {}
-    unready = [entry.name for entry in containers if not entry.ready]
-    ready = bool(containers) and not unready
-    why = {} if ready else {"reason": "ContainersNotReady", "message": _words("unready", unready)}
+    sidecars = [entry for entry in running.init if entry.is_sidecar]
+    unready = [entry.name for entry in (*sidecars, *containers) if not entry.ready]
+    ready, phase = bool(containers) and not unready, _phase(running)
+    if phase == "Succeeded":
+        incomplete, why = {"reason": "PodCompleted"}, {"reason": "PodCompleted"}
+    elif phase == "Failed":
+        incomplete, why = incomplete and {"reason": "PodFailed"}, {"reason": "PodFailed"}
+    else:
+        why = {} if ready else {"reason": "ContainersNotReady", "message": _words("unready", unready)}
     return {
         **{key: current["status"][key] for key in ("qosClass",) if key in current["status"]},
         **trouble,
-        "phase": _phase(running),
+        "phase": phase,
         "conditions": [
             _condition(current, "PodReadyToStartContainers", bool(running.addresses)),
             _condition(current, "Initialized", not waiting, **incomplete),
@@ -117,7 +130,8 @@ def pod_status(running: RunningPod, current: Object, node_addresses: Sequence[st
 
 def _phase(running: RunningPod) -> str:
     containers, never = running.containers, running.pod["spec"]["restartPolicy"] == "Never"
-    if never and any("terminated" in entry.state and not entry.succeeded for entry in running.init):
+    first = [entry for entry in running.init if not entry.is_sidecar]
+    if never and any("terminated" in entry.state and not entry.succeeded for entry in first):
         return "Failed"
     ended = [entry.state["terminated"] for entry in containers if "terminated" in entry.state]
     if containers and len(ended) == len(containers) and running.pod["spec"]["restartPolicy"] != "Always":

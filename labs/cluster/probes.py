@@ -112,11 +112,15 @@ async def attempt(probe: Object, entry: Object, reach: Reach) -> None:
     """Ask once. Raises Unwell."""
     seconds = float(probe["timeoutSeconds"])
     if probe.get("httpGet"):
-        await _http(probe["httpGet"], entry, reach, seconds)
+        status = await get(probe["httpGet"], entry, reach, seconds)
+        if not 200 <= status < 400:
+            raise Unwell(f"HTTP probe failed with statuscode: {status}")
     elif probe.get("tcpSocket"):
         await _tcp(probe["tcpSocket"], entry, reach, seconds)
     elif probe.get("exec"):
-        await _exec(probe["exec"].get("command") or [], reach, seconds)
+        status, output = await run_command(probe["exec"].get("command") or [], reach, seconds)
+        if status != 0:
+            raise Unwell(output.rstrip("\n"))
 
 
 def _port(port: int | str, entry: Object) -> int:
@@ -130,7 +134,8 @@ def _port(port: int | str, entry: Object) -> int:
     return int(port) if number is None else int(number)
 
 
-async def _http(action: Object, entry: Object, reach: Reach, seconds: float) -> None:
+async def get(action: Object, entry: Object, reach: Reach, seconds: float) -> int:
+    """Do an httpGet; gives the status of the answer. Raises Unwell."""
     import aiohttp
     from yarl import URL
 
@@ -152,7 +157,7 @@ async def _http(action: Object, entry: Object, reach: Reach, seconds: float) -> 
             aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
             session.get(URL(url, encoded=True), headers=headers, allow_redirects=False) as response,
         ):
-            status = response.status
+            return response.status
     except TimeoutError:
         raise Unwell(
             f'Get "{url}": context deadline exceeded (Client.Timeout exceeded while awaiting headers)'
@@ -161,8 +166,6 @@ async def _http(action: Object, entry: Object, reach: Reach, seconds: float) -> 
         raise Unwell(f'Get "{url}": dial tcp {place}: connect: {_words(error.os_error)}') from None
     except (aiohttp.ClientError, OSError, ValueError) as error:
         raise Unwell(f'Get "{url}": {error or "EOF"}') from None
-    if not 200 <= status < 400:
-        raise Unwell(f"HTTP probe failed with statuscode: {status}")
 
 
 async def _tcp(action: Object, entry: Object, reach: Reach, seconds: float) -> None:
@@ -180,7 +183,11 @@ async def _tcp(action: Object, entry: Object, reach: Reach, seconds: float) -> N
             raise Unwell(f"dial tcp {place}: connect: {_words(error)}") from None
 
 
-async def _exec(command: list[str], reach: Reach, seconds: float) -> None:
+async def run_command(command: Sequence[str], reach: Reach, seconds: float | None) -> tuple[int, str]:
+    """Run a command in the container; gives its exit status and what it wrote. `seconds`: None for as long as it takes.
+
+    Raises Unwell when it takes longer.
+    """
     process = await asyncio.create_subprocess_exec(
         *reach.enter(command),
         stdin=asyncio.subprocess.DEVNULL,
@@ -197,8 +204,8 @@ async def _exec(command: list[str], reach: Reach, seconds: float) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
-    if process.returncode != 0:
-        raise Unwell(output[:MAX_OUTPUT].decode(errors="replace").rstrip("\n"))
+    assert process.returncode is not None
+    return process.returncode, output[:MAX_OUTPUT].decode(errors="replace")
 
 
 def _words(error: OSError) -> str:

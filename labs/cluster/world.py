@@ -239,8 +239,7 @@ class World:
             theirs.close()
         runtime = Runtime(ours, started.pidfd)
         runtime.attach()
-        authority = self._authority.certificate.decode()
-        return started, Kubelet(facts, self.store, runtime, self._netlink, pods, self._tokens, authority)
+        return started, Kubelet(facts, self.store, runtime, self._netlink, pods, self._tokens)
 
     def _report_node(self, node: Node, *, ready: bool) -> None:
         """Write whether a node is ready into its object."""
@@ -295,7 +294,8 @@ class World:
             running = node.kubelet.pods.get(key_of(pod))
             for container in (*running.init, *running.containers) if running is not None else ():
                 if container.name == name and container.started is not None and container.io is not None:
-                    return Place(container.id, container.started, container.cgroup, container.env, container.io)
+                    facts = (container.cgroup, container.env, container.io, container.directory)
+                    return Place(container.id, container.started, *facts)
         return None
 
     def _create_objects(self) -> None:

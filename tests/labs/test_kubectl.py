@@ -348,7 +348,7 @@ def test_an_unknown_image_is_told_of(kubectl: Kubectl) -> None:
     kubectl("run", "lost", "--image=example.org/nothing:1")
     assert wait_until(lambda: kubectl.rows("get", "pod", "lost")[1][1:3] == ["0/1", "ErrImagePull"])
     assert "Failed to pull image" in kubectl("describe", "pod", "lost")
-    assert "trying and failing to pull image" in kubectl.fails("logs", "lost")
+    assert "is waiting to start: image can't be pulled" in kubectl.fails("logs", "lost")
 
 
 def test_logs(kubectl: Kubectl) -> None:

@@ -16,13 +16,14 @@ from labs.cluster.runtime.client import Started
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A running container: its id, first process, cgroup (None without), environment and streams."""
+    """A running container: its id, first process, cgroup (None without), environment, streams and working directory."""
 
     id: str
     started: Started
     cgroup: str | None
     env: Mapping[str, str]
     io: ContainerIO
+    directory: str
 
 
 # Finds the running container of a pod by its name; None when it does not run.

@@ -14,6 +14,7 @@ since its servers are Python and loaded already: 5 ms instead of 200. It talks t
     __main__.py     a runtime that was started, not forked, because the first one died
     process.py      from a fork to a container's first process: namespaces, descriptors, signals (runc)
     command.py      a further command in a container that runs (runc exec)
+    lookpath.py     which file a command's first word means
     root.py         a root file system: the machine's files below a writable layer (the overlayfs snapshotter)
     filesystem.py   what is put into that: /etc/hosts and its kin, volumes, /sys of the network namespace
 

@@ -73,6 +73,14 @@ class Runtime:
         """Let go of the network namespace called `name`."""
         await self._ask({"op": "remove-sandbox", "name": name})
 
+    async def host_path(self, path: str, kind: str, inner: str = "") -> int:
+        """A descriptor for a mount of the node's file system that is attached nowhere; `kind`: a hostPath's type.
+
+        `inner`: what of it to mount. Raises ContainerError when it is not of that type.
+        """
+        _, fds = await self._ask({"op": "host-path", "path": path, "type": kind, "inner": inner})
+        return fds[0]
+
     async def start(
         self,
         spec: ContainerSpec,

@@ -1,6 +1,6 @@
 """A further command in a container that runs, for `kubectl exec`.
 
-Stands for runc exec. Left out: another working directory than /, another user than root.
+Stands for runc exec. Left out: another user than root.
 
 What belongs here: joining a container and becoming a program there. What does not: the container's own first process
 (`labs.cluster.runtime.process`), commands whose caller stays their parent (`labs.cluster.enter`).
@@ -9,7 +9,6 @@ What belongs here: joining a container and becoming a program there. What does n
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import signal
 import termios
@@ -18,6 +17,7 @@ from typing import NoReturn
 
 from labs.cluster import linux
 from labs.cluster.runtime.container import NOTIFY_FD, CommandSpec
+from labs.cluster.runtime.lookpath import find_program
 from labs.cluster.runtime.process import arrange_descriptors, reset_signals
 from tracer.errors import K8snetError
 
@@ -72,7 +72,7 @@ def _become(spec: CommandSpec, streams: list[int], writer: int) -> NoReturn:
         os.setsid()
         if spec.tty:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-        os.chdir("/")
+        os.chdir(spec.directory)
         path = find_program(spec.command[0], spec.env.get("PATH", ""))
         os.execve(path, spec.command, spec.env)
     except OSError as error:
@@ -81,22 +81,3 @@ def _become(spec: CommandSpec, streams: list[int], writer: int) -> NoReturn:
         os.write(NOTIFY_FD, f"error {error}\n".encode())
     finally:
         os._exit(1)
-
-
-def find_program(name: str, path: str) -> str:
-    """The file to run for a word, along `path` (Go's os/exec, LookPath). Raises K8snetError in Go's words."""
-    word = json.dumps(name, ensure_ascii=False)
-    if "/" in name:
-        try:
-            if Path(name).is_dir():
-                raise K8snetError(f"exec: {word}: is a directory")
-            if not Path(name).stat().st_mode & 0o111:
-                raise K8snetError(f"exec: {word}: permission denied")
-        except OSError as error:
-            raise K8snetError(f"exec: {word}: stat {name}: {(error.strerror or '').lower()}") from error
-        return name
-    for directory in path.split(":"):
-        found = Path(directory or ".", name)
-        if name and found.is_file() and found.stat().st_mode & 0o111:
-            return str(found)
-    raise K8snetError(f"exec: {word}: executable file not found in $PATH")

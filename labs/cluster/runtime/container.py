@@ -17,12 +17,20 @@ EXTRA_FD = 4  # where a container finds the first extra descriptor
 
 
 @dataclass(slots=True)
+class Mount:
+    """A mount that comes with the request, and where the container sees it."""
+
+    target: str
+    read_only: bool = False
+
+
+@dataclass(slots=True)
 class ContainerSpec:
     """All that a runtime needs to know to start one container.
 
     `hostname`: None shares the node's. `netns` tells whether a sandbox's descriptor comes with the request; otherwise
-    the network is the runtime's own. `files`: texts for /etc, by path. `volumes`: directories of small files, each its
-    own mount. `binds`: files and directories of the node, by where the container sees them; missing files are made.
+    the network is the runtime's own. `files`: texts for /etc, by path. `mounts`: what is mounted in the container, in
+    this order; the mounts' descriptors are the last ones of the request. `directory`: where its program starts.
     `wait_for_ports`: TCP ports that must listen before the container counts as started (for programs that can't tell).
     `keeps_machine`: it is a node, and makes root file systems for others.
     `streams` tells whether descriptors for stdin, stdout and stderr come with the request, rather than one for all
@@ -40,8 +48,8 @@ class ContainerSpec:
     netns: bool = False
     cgroup: str | None = None
     files: dict[str, str] = field(default_factory=dict)
-    volumes: dict[str, dict[str, str]] = field(default_factory=dict)
-    binds: dict[str, str] = field(default_factory=dict)
+    mounts: list[Mount] = field(default_factory=list)
+    directory: str = "/"
     keeps_machine: bool = False
     wait_for_ports: list[int] = field(default_factory=list)
     streams: bool = False
@@ -59,6 +67,7 @@ class CommandSpec:
     env: dict[str, str]
     cgroup: str | None = None
     tty: bool = False
+    directory: str = "/"
 
 
 Program = Callable[["Container"], None]

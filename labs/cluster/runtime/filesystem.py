@@ -8,43 +8,68 @@ root itself (`labs.cluster.runtime.root`).
 from __future__ import annotations
 
 import os
+import stat
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from labs.cluster import linux
 from labs.cluster.runtime import root
 from labs.cluster.runtime.container import ContainerSpec
+from tracer.errors import K8snetError
+
+# What hostPath checks (pkg/volume/hostpath/host_path.go, checkTypeInternal): type -> test, what it is not.
+CHECKS: dict[str, tuple[Callable[[int], bool], str]] = {
+    "Directory": (stat.S_ISDIR, "a directory"),
+    "DirectoryOrCreate": (stat.S_ISDIR, "a directory"),
+    "File": (stat.S_ISREG, "a file"),
+    "FileOrCreate": (stat.S_ISREG, "a file"),
+    "Socket": (stat.S_ISSOCK, "a socket file"),
+    "CharDevice": (stat.S_ISCHR, "a character device"),
+    "BlockDevice": (stat.S_ISBLK, "a block device"),
+}
 
 
-def arrange(spec: ContainerSpec, machine: root.Machine) -> None:
-    """Give the container its root, /etc, volumes, and the devices of its own network namespace in /sys."""
+def arrange(spec: ContainerSpec, machine: root.Machine, mounts: Iterable[int]) -> None:
+    """Give the container its root, /etc, mounts, and the devices of its own network namespace in /sys.
+
+    `mounts`: descriptors, one for each of the spec's; they are closed.
+    """
     linux.mount("none", "/", flags=linux.MS_REC | linux.MS_PRIVATE)
-    # Before the root is another one: it is the node's view that they are taken from.
-    taken = {target: _take(source) for target, source in spec.binds.items()}
     root.enter(machine, spec.files, keep_machine=spec.keeps_machine)
     _mount_sysfs_network()
     for name, text in spec.files.items():
         _write(Path(name), text)
-    for directory, files in spec.volumes.items():
-        path = Path(os.path.realpath(directory))
-        path.mkdir(parents=True, exist_ok=True)
-        linux.mount("tmpfs", str(path), "tmpfs", linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC, "mode=755")
-        for name, text in files.items():
-            (path / name).write_text(text)
-        linux.mount("none", str(path), flags=linux.MS_BIND | linux.MS_REMOUNT | linux.MS_RDONLY)
-    for target, mount in taken.items():
-        _put(mount, Path(os.path.realpath(target)))
+    for mount, fd in zip(spec.mounts, mounts, strict=True):
+        _put(fd, Path(os.path.realpath(mount.target)))
+        if mount.read_only:
+            linux.mount("none", os.path.realpath(mount.target), flags=root.READ_ONLY)
 
 
-def _take(source: str) -> int:
-    """A mount of a file or directory of the node; a file that is missing is made (hostPath type FileOrCreate)."""
-    path = Path(source)
-    if not path.exists():
-        path.touch()
-    return linux.clone_mount(source)
+def host_path(path: str, kind: str, inner: str) -> int:
+    """A mount of a file or directory of this file system, or of what is at `inner` in it; `kind`: a hostPath's type.
+
+    What is missing is made where the type says so; so is a directory without a type, by containerd. Raises K8snetError
+    in kubelet's words, or OSError.
+    """
+    place = Path(path)
+    if not place.exists():
+        if kind in ("", "DirectoryOrCreate"):
+            place.mkdir(parents=True, mode=0o755)
+        elif kind == "FileOrCreate":
+            place.touch(mode=0o644)
+    if kind in CHECKS:
+        is_kind, words = CHECKS[kind]
+        if not place.exists() or not is_kind(place.stat().st_mode):
+            raise K8snetError(f"hostPath type check failed: {path} is not {words}")
+    if inner:
+        place = place / inner
+        if not place.exists():
+            place.mkdir(parents=True)
+    return linux.clone_mount(str(place), recursive=place.is_dir())
 
 
 def _put(mount: int, target: Path) -> None:
-    """Attach what `_take` gave."""
+    """Attach a mount, where nothing needs to be yet."""
     if Path(f"/proc/self/fd/{mount}").is_dir():
         target.mkdir(parents=True, exist_ok=True)
     else:

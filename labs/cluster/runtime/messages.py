@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 MAX_MESSAGE = 1 << 17
+MAX_DESCRIPTORS = 253  # SCM_MAX_FD, include/net/scm.h
 
 
 def send(connection: socket.socket, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
@@ -23,7 +24,7 @@ def send(connection: socket.socket, message: dict[str, Any], fds: Sequence[int] 
 
 def receive(connection: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
     """One message with its descriptors; (None, []) when the other side is gone."""
-    data, fds, _, _ = socket.recv_fds(connection, MAX_MESSAGE, 16, socket.MSG_CMSG_CLOEXEC)
+    data, fds, _, _ = socket.recv_fds(connection, MAX_MESSAGE, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
     if not data:
         for fd in fds:
             os.close(fd)

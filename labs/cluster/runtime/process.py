@@ -20,12 +20,21 @@ from pathlib import Path
 from labs.cluster import linux
 from labs.cluster.runtime.container import NOTIFY_FD, Container, ContainerSpec
 from labs.cluster.runtime.filesystem import arrange
+from labs.cluster.runtime.lookpath import find_program
 from labs.cluster.runtime.root import Machine
 from tracer.errors import K8snetError
 
 ENDING = (signal.SIGTERM, signal.SIGINT)
+NO_PROGRAM = (
+    "failed to create containerd task: failed to create shim task: OCI runtime create failed: runc create failed: "
+    "unable to start container process: {}: unknown"
+)
 LISTEN_SECONDS = 10.0
 LISTEN_STATE = "0A"  # TCP_LISTEN in /proc/net/tcp (include/net/tcp_states.h)
+
+
+class StartError(K8snetError):
+    """There is no such program in the container; the message is containerd's."""
 
 
 def start(spec: ContainerSpec, fds: list[int], machine: Machine) -> int:
@@ -103,10 +112,11 @@ def _run_container(spec: ContainerSpec, notify: int, streams: list[int], extra: 
         os.setsid()
         if spec.tty:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-        arrange(spec, machine)
+        arrange(spec, machine, range(NOTIFY_FD + 1, NOTIFY_FD + 1 + len(spec.mounts)))
         if spec.hostname is not None:
             socket.sethostname(spec.hostname)
-        os.chdir("/")
+        Path(spec.directory).mkdir(parents=True, exist_ok=True)
+        os.chdir(spec.directory)
         os.environ.clear()
         os.environ.update(spec.env)
         linux.set_process_name(spec.name)
@@ -115,9 +125,9 @@ def _run_container(spec: ContainerSpec, notify: int, streams: list[int], extra: 
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else 1
     except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.write(NOTIFY_FD, f"error {error}\n".encode())
-        traceback.print_exc()
+        _notify(f"error {error}")
+        if not isinstance(error, StartError):
+            traceback.print_exc()
         status = 128  # what containerd gives for a container that could not start
     finally:
         with contextlib.suppress(Exception):
@@ -131,17 +141,31 @@ def _run_program(spec: ContainerSpec) -> int:
 
     if spec.command is not None:
         argv = [*spec.command, *spec.args]
-        if not spec.wait_for_ports:
-            os.write(NOTIFY_FD, b"ready\n")
+        program = _find_program(argv[0], spec.env.get("PATH", ""))
+        _notify("started" if spec.wait_for_ports else "started\nready")
         os.set_inheritable(NOTIFY_FD, False)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
-        os.execvp(argv[0], argv)
+        os.execv(program, argv)
+    _notify("started")
     if spec.facts:  # a pod's: the kernel drops signals that the first process of a pid namespace has no handler for
         for number in ENDING:
             signal.signal(number, _leave)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     find(spec.image).run(Container(spec))
     return 0
+
+
+def _find_program(name: str, path: str) -> str:
+    try:
+        return find_program(name, path)
+    except K8snetError as error:
+        raise StartError(NO_PROGRAM.format(error.message)) from None
+
+
+def _notify(text: str) -> None:
+    """Tell the kubelet, if it listens."""
+    with contextlib.suppress(OSError):
+        os.write(NOTIFY_FD, f"{text}\n".encode())
 
 
 def arrange_descriptors(notify: int, streams: list[int], extra: list[int]) -> None:

@@ -20,7 +20,8 @@ from pathlib import Path
 from labs.cluster import linux
 from labs.cluster.runtime.client import Runtime
 from labs.cluster.runtime.command import execute
-from labs.cluster.runtime.container import EXTRA_FD, CommandSpec, ContainerSpec
+from labs.cluster.runtime.container import EXTRA_FD, CommandSpec, ContainerSpec, Mount
+from labs.cluster.runtime.filesystem import host_path
 from labs.cluster.runtime.messages import receive, send
 from labs.cluster.runtime.process import reset_signals, start
 from labs.cluster.runtime.root import Machine
@@ -126,8 +127,11 @@ def _answer(connection: socket.socket, names: dict[int, str], machine: Machine) 
                 result = [_make_sandbox(message["name"])]
             case "remove-sandbox":
                 _remove_sandbox(message["name"])
+            case "host-path":
+                result = [host_path(message["path"], message["type"], message["inner"])]
             case "start":
-                spec = ContainerSpec(**message["spec"])
+                mounts = [Mount(**mount) for mount in message["spec"].pop("mounts")]
+                spec = ContainerSpec(**message["spec"], mounts=mounts)
                 pid = start(spec, fds, machine)
                 names[pid] = spec.id
                 result = [os.pidfd_open(pid)]

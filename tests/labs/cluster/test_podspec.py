@@ -27,8 +27,7 @@ def pod(container: dict[str, Any] | None = None, **spec: Any) -> dict[str, Any]:
 
 
 def spec_of(item: dict[str, Any], sources: Sources | None = None) -> ContainerSpec:
-    account = {"namespace": "shop"}
-    return container_spec(item, item["spec"]["containers"][0], NODE, ("10.244.1.7",), account, sources or Sources())
+    return container_spec(item, item["spec"]["containers"][0], NODE, ("10.244.1.7",), sources or Sources())
 
 
 class TestFiles:
@@ -84,7 +83,7 @@ class TestContainer:
         spec = spec_of(pod())
         assert (spec.hostname, spec.name) == ("web-1", "main")
         assert spec.cgroup == f"/cg/node2/kubepods/besteffort/podu-1/{spec.id}"
-        assert spec.volumes == {"/var/run/secrets/kubernetes.io/serviceaccount": {"namespace": "shop"}}
+        assert (spec.directory, spec_of(pod({"workingDir": "/srv"})).directory) == ("/", "/srv")
         assert spec_of(pod(hostNetwork=True)).hostname == "node2"
 
     def test_environment(self) -> None:
@@ -123,11 +122,6 @@ class TestContainer:
         assert spec_of(pod({"ports": ports})).wait_for_ports == []
         assert spec_of(pod({"ports": ports, "image": "nginx"})).wait_for_ports == [80]
         assert spec_of(pod({"ports": ports, "image": "nginx", "command": ["python3"]})).wait_for_ports == []
-
-    def test_host_paths(self) -> None:
-        mounts = [{"name": "lock", "mountPath": "/run/xtables.lock"}]
-        volumes = [{"name": "lock", "hostPath": {"path": "/run/the.lock"}}]
-        assert spec_of(pod({"volumeMounts": mounts}, volumes=volumes)).binds == {"/run/xtables.lock": "/run/the.lock"}
 
 
 class TestImages:
