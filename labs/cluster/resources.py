@@ -140,13 +140,6 @@ ALL = (
 )
 
 
-def in_version(resource: Resource, item: Object) -> Object:
-    """A stored object as this version of its kind shows it (the conversion strategy None: nothing else differs)."""
-    if resource.custom is None or item["apiVersion"] == resource.api_version:
-        return item
-    return {**item, "apiVersion": resource.api_version}
-
-
 def key_of(item: Object) -> tuple[str, str]:
     """Namespace ("" when it has none) and name of an object."""
     metadata = item["metadata"]

@@ -16,7 +16,8 @@ from labs.cluster.api.paging import page_of
 from labs.cluster.api.paths import Target
 from labs.cluster.api.tables import table
 from labs.cluster.events import as_events_v1
-from labs.cluster.resources import Object, Resource, in_version
+from labs.cluster.extensions.structural import in_version
+from labs.cluster.resources import Object, Resource
 from labs.cluster.store import NotFound, Store
 
 

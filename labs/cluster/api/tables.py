@@ -12,7 +12,8 @@ from labs.cluster.api.ages import ago
 from labs.cluster.api.printers import printer
 from labs.cluster.extensions.columns import cell
 from labs.cluster.extensions.columns import shown as shown_columns
-from labs.cluster.resources import Object, Resource, in_version
+from labs.cluster.extensions.structural import in_version
+from labs.cluster.resources import Object, Resource
 
 
 def table(resource: Resource, items: list[Object], version: str, include: str = "Metadata") -> dict[str, Any]:
@@ -46,8 +47,9 @@ def _custom_table(resource: Resource, items: list[Object], version: str, include
     name = {"name": "Name", "type": "string", "format": "name", "description": "", "priority": 0}
     rows = []
     for item in items:
-        cells = [item["metadata"]["name"], *(cell(item, column, ago) for column in columns)]
-        rows.append({"cells": cells, "object": _carried(in_version(resource, item), include)})
+        shown = in_version(resource, item)
+        cells = [item["metadata"]["name"], *(cell(shown, column, ago) for column in columns)]
+        rows.append({"cells": cells, "object": _carried(shown, include)})
     return {
         "kind": "Table",
         "apiVersion": "meta.k8s.io/v1",

@@ -20,9 +20,10 @@ from labs.cluster.api.bodies import Options
 from labs.cluster.api.paths import Target
 from labs.cluster.api.reading import find
 from labs.cluster.deletion import DeleteOptions
+from labs.cluster.extensions.structural import in_version
 from labs.cluster.fielderrors import Invalid, invalid
 from labs.cluster.options import AddressPlan
-from labs.cluster.resources import ENDPOINTS, EVENTS, NAMESPACES, SERVICES, Object, Resource, in_version
+from labs.cluster.resources import ENDPOINTS, EVENTS, NAMESPACES, SERVICES, Object, Resource
 from labs.cluster.store import Store
 from labs.cluster.validation import show_patch
 from tracer.errors import K8snetError

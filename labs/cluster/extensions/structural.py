@@ -3,7 +3,8 @@
 Stands for k8s.io/apiextensions-apiserver/pkg/apiserver/schema/{pruning,defaulting}. Pure: JSON values in, new JSON
 values out. A schema is the openAPIV3Schema of one version.
 
-What belongs here: pruning and defaults. What does not: whether values are allowed (`labs.cluster.extensions.values`).
+What belongs here: pruning and defaults, also of what is read. What does not: whether values are allowed
+(`labs.cluster.extensions.values`).
 """
 
 from __future__ import annotations
@@ -11,12 +12,22 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from labs.cluster.resources import Object
+from labs.cluster.resources import Object, Resource
 
 PRESERVE = "x-kubernetes-preserve-unknown-fields"
 EMBEDDED = "x-kubernetes-embedded-resource"
 # What every object has, whatever its schema says.
 OBJECT_FIELDS = frozenset({"apiVersion", "kind", "metadata"})
+
+
+def in_version(resource: Resource, item: Object) -> Object:
+    """A stored object as a version of its kind shows it: with that version's name, fields and defaults, whatever there
+    was when it was stored (the conversion strategy None)."""
+    if resource.custom is None:
+        return item
+    kept, _ = pruned(item, resource.custom.schema)
+    whole: Object = completed(kept, resource.custom.schema)
+    return {**whole, "apiVersion": resource.api_version}
 
 
 def pruned(item: Object, schema: Object) -> tuple[Object, list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import json
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from labs.cluster.deletion import delete
 from labs.cluster.extensions import columns, establishing, rules, structural, values
 from labs.cluster.extensions.definitions import CLEANUP, condition
 from labs.cluster.options import AddressPlan
-from labs.cluster.resources import CONFIGMAPS, DEFINITIONS, NAMESPACES, Object, Resource, owner_reference
+from labs.cluster.resources import CONFIGMAPS, DEFINITIONS, NAMESPACES, SERVICES, Object, Resource, owner_reference
 from labs.cluster.store import Expired, Store, Watch
 
 PLAN = AddressPlan((4,))
@@ -228,6 +229,31 @@ class TestObjects:
         replace(store, PLAN, beta, store.list(WIDGET)[0], widget(version="v1beta1", color="#000000"))
         assert store.list(WIDGET)[0]["apiVersion"] == "test.k8snet.example/v1"
         assert store.list(WIDGET)[0]["metadata"]["generation"] == 2
+
+    def test_a_definition_that_changes_counts_for_what_is_there(self, store: Store) -> None:
+        definition = define(store)
+        admit(store, PLAN, widget(color="#000000"))
+        changed = json.loads(json.dumps(definition))  # the versions of the file share one schema
+        fields = changed["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
+        fields["lowest"]["default"] = 1
+        del fields["color"]
+        replace(store, PLAN, DEFINITIONS, definition, changed)
+        establishing.reconciler(store)()
+        v1, v1beta1 = (store.kinds.by_kind(f"test.k8snet.example/{version}", "Widget") for version in ("v1", "v1beta1"))
+        assert v1 is not None and v1beta1 is not None
+        (item,) = store.list(WIDGET)
+        assert structural.in_version(v1, item)["spec"] == {"size": "small", "replicas": 1, "lowest": 1}
+        assert structural.in_version(v1beta1, item)["spec"] == {"size": "small", "replicas": 1, "color": "#000000"}
+
+    def test_a_kind_may_be_called_as_one_of_the_apis_own(self, store: Store) -> None:
+        """As Knative's Service: nothing of a Service's defaults, checks and addresses is for it."""
+        names = {"plural": "services", "singular": "service", "kind": "Service", "listKind": "ServiceList"}
+        definition = define(store, **names, shortNames=["ksvc"])
+        assert condition(definition, "Established")["status"] == "True"
+        admit(store, PLAN, {**widget("9-no-dns-label-of-1035"), "kind": "Service"})
+        (item,) = store.list(Resource("test.k8snet.example", "", "services", "", "Service", True))
+        assert item["spec"] == {"size": "small", "replicas": 1}
+        assert store.list(SERVICES) == []
 
     def test_they_own_and_are_owned(self, store: Store) -> None:
         define(store)
