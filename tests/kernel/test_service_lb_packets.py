@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from labs.cluster import ebpfloader
-from labs.cluster.ebpfproxy import Watcher, node_facts
+from labs.cluster.ebpfdevices import Watcher, node_facts
 from labs.cluster.proxy.ebpf import Behind, Wanted
 from tests.labs import ebpf_world
 from tests.labs.ebpf_world import World

@@ -6,7 +6,7 @@ import ipaddress
 from types import SimpleNamespace
 from typing import Any
 
-from labs.cluster.ebpfproxy import State
+from labs.cluster.proxy.ebpf_changes import State
 from labs.cluster.resources import ENDPOINTSLICES, NODES, SERVICES
 from labs.cluster.sockdestroy import Peer
 from tests.labs.proxy.kube_objects import endpoint, endpoint_slice, service
