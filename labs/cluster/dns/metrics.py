@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from labs.cluster.dns.message import Response
+from labs.cluster.serving import say
 
 SERVER = "dns://:53"
 VIEW = ""
@@ -117,8 +118,10 @@ async def serve(metrics: Metrics, ready: Callable[[], bool], families: list[int]
         return web.Response(text="OK")
 
     async def show_ready(request: web.Request) -> web.Response:
-        # The text of a 503 is the plugins that are waited for.
-        return web.Response(text="OK") if ready() else web.Response(status=503, text="kubernetes")
+        if ready():
+            return web.Response(text="OK")
+        say('[INFO] plugin/ready: Still waiting on: "kubernetes"')
+        return web.Response(status=503, text="kubernetes")
 
     return [
         await _serve("/metrics", METRICS_PORT, show_metrics, families),

@@ -9,19 +9,18 @@ What belongs here: sockets, time limits, when to open. What does not: what is an
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from functools import partial
 
 from labs.cluster.apiclient import Mirror
-from labs.cluster.dns.answer import Responder
+from labs.cluster.dns.answer import ZONES, Responder
 from labs.cluster.dns.index import Index
 from labs.cluster.dns.memory import Memory
 from labs.cluster.dns.metrics import Metrics
 from labs.cluster.dns.metrics import serve as serve_http
 from labs.cluster.resources import ENDPOINTSLICES, NAMESPACES, SERVICES
 from labs.cluster.runtime.container import Container
-from labs.cluster.serving import BACKLOG, Datagrams, leave_no_zombies, serve_datagrams, wait_for_signal
+from labs.cluster.serving import BACKLOG, Datagrams, leave_no_zombies, say, serve_datagrams, wait_for_signal
 
 PORT = 53
 SYNC_SECONDS = 5.0  # how long to wait for the API before serving all the same (InitKubeCache)
@@ -52,9 +51,13 @@ async def _run(container: Container) -> None:
     async with asyncio.TaskGroup() as group:
         following = group.create_task(mirror.run())
         await serve_http(server.metrics, lambda: index.synced, families)
-        with contextlib.suppress(TimeoutError):
+        try:
             await asyncio.wait_for(synced.wait(), SYNC_SECONDS)
+        except TimeoutError:
+            say("[WARNING] plugin/kubernetes: starting server with unsynced Kubernetes API")
         await server.listen(families)
+        for zone in ZONES:
+            say(f"{zone}:{PORT}")
         await synced.wait()
         container.ready()
         await stopping

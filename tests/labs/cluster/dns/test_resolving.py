@@ -232,6 +232,10 @@ class TestDig:
     def test_the_zone_is_not_handed_out(self, names: Names) -> None:
         assert "; Transfer failed." in names.dig("cluster.local", "AXFR")
 
+    def test_the_servers_log_their_zones(self, names: Names) -> None:
+        said = kubectl_of(names.cluster)("logs", "-n", "kube-system", "deploy/coredns")
+        assert said.splitlines() == ["cluster.local.:53", "in-addr.arpa.:53", "ip6.arpa.:53"]
+
     def test_the_servers_tell_their_name(self, names: Names) -> None:
         assert names.answer("NS", "cluster.local") == ["NS kube-dns.kube-system.svc.cluster.local."]
         assert names.answer("kube-dns.kube-system.svc.cluster.local") == ["A 10.96.0.10"]
