@@ -13,14 +13,13 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from pathlib import Path
 
-from labs.cluster import cgroups
+from labs.cluster import cgroups, execsync
 from labs.cluster.containerio import ContainerIO
 from labs.cluster.containerlogs import ContainerLog, path_of
 from labs.cluster.hooks import HookFailed, run_hook
-from labs.cluster.podentry import entering
 from labs.cluster.podspec import container_spec
 from labs.cluster.podstatus import RunningContainer
 from labs.cluster.podvolumes import close_all
@@ -28,7 +27,7 @@ from labs.cluster.podwork import PodWork, to_the_end
 from labs.cluster.probes import Prober, Reach
 from labs.cluster.resources import Object
 from labs.cluster.runtime.client import Started
-from labs.cluster.runtime.container import ContainerSpec
+from labs.cluster.runtime.container import CommandSpec, ContainerSpec
 from labs.cluster.store import now
 from tracer.errors import K8snetError
 
@@ -210,7 +209,7 @@ class ContainerRun:
 
         def on_failure(kind: str, message: str) -> None:
             if not work.is_deleted:  # then it may be half gone
-                self._tell("Unhealthy", f"{kind} probe failed: {message}", warning=True)
+                self._tell("Unhealthy", f"{kind} probe {message}", warning=True)
 
         kind = await Prober(self._entry, self._reach(), on_start, on_ready, on_failure).run()
         if work.is_deleted:
@@ -221,11 +220,14 @@ class ContainerRun:
         await self.end(work.grace() if own is None else own)
 
     def _reach(self) -> Reach:
-        def enter(command: Sequence[str]) -> list[str]:
+        def execute(command: Sequence[str], seconds: float | None) -> Awaitable[tuple[int, str]]:
             spec = self._spec
-            return entering(self._started.pid, spec.cgroup, spec.env, command, directory=spec.directory)
+            further = CommandSpec(
+                os.urandom(32).hex(), spec.id, list(command), spec.env, spec.cgroup, directory=spec.directory
+            )
+            return execsync.execute(self._started, further, seconds)
 
-        return Reach(self._work.running.addresses[0], self._work.means.network.netns, enter)
+        return Reach(self._work.running.addresses[0], self._work.means.network.netns, execute)
 
     def _epitaph(self, status: int) -> Object:
         """What is told of its end."""

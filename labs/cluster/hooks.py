@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import json
 
+from labs.cluster.execsync import NotExecuted
 from labs.cluster.podstatus import full_name
-from labs.cluster.probes import Reach, Unwell, get, run_command
+from labs.cluster.probes import Reach, Unwell, get
 from labs.cluster.resources import Object
 
 HTTP_SECONDS = 30.0
@@ -24,9 +25,13 @@ async def run_hook(hook: Object, pod: Object, entry: Object, reach: Reach) -> No
     where = f'for Container "{entry["name"]}" in Pod "{full_name(pod)}" failed - error'
     if hook.get("exec"):
         command = hook["exec"].get("command") or []
-        status, output = await run_command(command, reach, None)
+        words = " ".join(command)
+        try:
+            status, output = await reach.execute(command, None)
+        except NotExecuted as error:
+            raise HookFailed(f'Exec lifecycle hook ([{words}]) {where}: {error}, message: ""') from None
         if status != 0:
-            words, said = " ".join(command), json.dumps(output, ensure_ascii=False)
+            said = json.dumps(output, ensure_ascii=False)
             failure = f"command '{words}' exited with {status}: {output}, message: {said}"
             raise HookFailed(f"Exec lifecycle hook ([{words}]) {where}: {failure}")
     elif hook.get("httpGet"):

@@ -11,40 +11,43 @@ What belongs here: when to ask, one answer, thresholds. What does not: what foll
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from labs.cluster import linux
+from labs.cluster.execsync import NotExecuted
 from labs.cluster.resources import Object
 
 USER_AGENT = "kube-probe/1.30"
-MAX_OUTPUT = 10 << 10  # bytes of a command's output in a message; maxReadLength, pkg/kubelet/prober/prober.go
 
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """How to reach a container. `address`: of its pod; `netns`: descriptor of the node's network namespace; `enter`:
-    gives the command line that runs a command inside."""
+    """How to reach a container. `address`: of its pod; `netns`: descriptor of the node's network namespace;
+    `execute`: runs a command inside, within so many seconds; gives its exit status and output, and raises TimeoutError
+    and NotExecuted (`labs.cluster.execsync`)."""
 
     address: str
     netns: int
-    enter: Callable[[Sequence[str]], list[str]]
+    execute: Callable[[Sequence[str], float | None], Awaitable[tuple[int, str]]]
 
 
 class Unwell(Exception):
     """A probe failed; the text says how, in kubelet's words."""
 
 
+class Errored(Exception):
+    """A probe could not be made, which says nothing about the container; the text says why."""
+
+
 class Prober:
     """The probes of one run of one container. `entry`: the container in its pod's spec.
 
     `on_start` is called once the startup probe, if there is one, succeeded; `on_ready` with each result of the
-    readiness probe; `on_failure` with the kind of probe ("Readiness", …) and a message for each failure.
+    readiness probe; `on_failure` with the kind of probe ("Readiness", …) and with "failed: …" or "errored: …".
     """
 
     def __init__(
@@ -98,7 +101,11 @@ class Prober:
                 await attempt(probe, self._entry, self._reach)
             except Unwell as error:
                 successes, failures = 0, failures + 1
-                self._on_failure(kind, str(error))
+                self._on_failure(kind, f"failed: {error}")
+            except Errored as error:  # thrown away (worker.go, doProbe)
+                self._on_failure(kind, f"errored: {error}")
+                await asyncio.sleep(probe["periodSeconds"])
+                continue
             else:
                 successes, failures = successes + 1, 0
             if successes >= probe["successThreshold"]:
@@ -109,7 +116,7 @@ class Prober:
 
 
 async def attempt(probe: Object, entry: Object, reach: Reach) -> None:
-    """Ask once. Raises Unwell."""
+    """Ask once. Raises Unwell and Errored."""
     seconds = float(probe["timeoutSeconds"])
     if probe.get("httpGet"):
         status = await get(probe["httpGet"], entry, reach, seconds)
@@ -118,7 +125,13 @@ async def attempt(probe: Object, entry: Object, reach: Reach) -> None:
     elif probe.get("tcpSocket"):
         await _tcp(probe["tcpSocket"], entry, reach, seconds)
     elif probe.get("exec"):
-        status, output = await run_command(probe["exec"].get("command") or [], reach, seconds)
+        command = probe["exec"].get("command") or []
+        try:
+            status, output = await reach.execute(command, seconds)
+        except TimeoutError:
+            raise Unwell(f'command timed out: "{" ".join(command)}" timed out after {seconds:g}s') from None
+        except NotExecuted as error:
+            raise Errored(error.message) from None
         if status != 0:
             raise Unwell(output.rstrip("\n"))
 
@@ -181,31 +194,6 @@ async def _tcp(action: Object, entry: Object, reach: Reach, seconds: float) -> N
             raise Unwell(f"dial tcp {place}: i/o timeout") from None
         except OSError as error:
             raise Unwell(f"dial tcp {place}: connect: {_words(error)}") from None
-
-
-async def run_command(command: Sequence[str], reach: Reach, seconds: float | None) -> tuple[int, str]:
-    """Run a command in the container; gives its exit status and what it wrote. `seconds`: None for as long as it takes.
-
-    Raises Unwell when it takes longer.
-    """
-    process = await asyncio.create_subprocess_exec(
-        *reach.enter(command),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        start_new_session=True,
-    )
-    try:
-        output, _ = await asyncio.wait_for(process.communicate(), seconds)
-    except TimeoutError:
-        raise Unwell(f'command timed out: "{" ".join(command)}" timed out after {seconds:g}s') from None
-    finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
-    assert process.returncode is not None
-    return process.returncode, output[:MAX_OUTPUT].decode(errors="replace")
 
 
 def _words(error: OSError) -> str:

@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import json
 import os
-import signal
 from typing import Any
 
 from aiohttp import web
@@ -25,7 +24,7 @@ from labs.cluster.api.containers import Locate, Place, container_of
 from labs.cluster.containerio import Attachment, ContainerIO
 from labs.cluster.containerlogs import STDOUT as STDOUT_STREAM
 from labs.cluster.resources import Object
-from labs.cluster.runtime.client import ContainerError, Started
+from labs.cluster.runtime.client import ContainerError
 from labs.cluster.runtime.container import CommandSpec
 
 PING_SECONDS = 1.0  # while the process takes no input, so that a client that is gone is noticed
@@ -105,20 +104,11 @@ async def _run(channels: Channels, io: ContainerIO, place: Place, command: list[
     try:
         io.begin()
         if not await _talk(channels, io, attachment, started.ended):
-            _kill(started)
+            started.kill()
         return _ended(command, await asyncio.shield(started.ended))
     finally:
-        _kill(started)
+        started.kill()
         os.close(started.pidfd)
-
-
-def _kill(started: Started) -> None:
-    """End a command, with what it has started, unless that has gone its own way (setsid)."""
-    if not started.ended.done():
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(started.pid, signal.SIGKILL)
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(started.pidfd, signal.SIGKILL)
 
 
 async def _talk(

@@ -39,6 +39,14 @@ class Started:
     ended: asyncio.Future[int]
     runtime: Runtime
 
+    def kill(self) -> None:
+        """End a command, with what it has started, unless that has gone its own way (setsid)."""
+        if not self.ended.done():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
 
 class Runtime:
     """The client's end of a runtime. All methods belong to the event loop that `attach` was called in."""
@@ -104,7 +112,12 @@ class Runtime:
 
         Raises ContainerError, in runc's words where the command can't be started.
         """
-        return await self._begin("execute", spec, streams)
+        beginning = asyncio.ensure_future(self._begin("execute", spec, streams))
+        try:
+            return await asyncio.shield(beginning)
+        except asyncio.CancelledError:
+            beginning.add_done_callback(_discard)  # nobody else will know of it
+            raise
 
     async def _begin(self, what: str, spec: ContainerSpec | CommandSpec, fds: Sequence[int]) -> Started:
         ended = self._exits[spec.id] = asyncio.get_running_loop().create_future()
@@ -182,6 +195,13 @@ class Runtime:
         for future in self._exits.values():
             future.set_result(128 + signal.SIGKILL)
         self._exits.clear()
+
+
+def _discard(beginning: asyncio.Future[Started]) -> None:
+    """End a command that is not wanted any more."""
+    if not beginning.cancelled() and beginning.exception() is None:
+        beginning.result().kill()
+        os.close(beginning.result().pidfd)
 
 
 def _pid_of(pidfd: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -107,6 +108,21 @@ def test_what_is_wrong_is_told(kubectl: Kubectl, patience: float, action: dict[s
     ip = kubectl("get", "pod", name, "-o", "jsonpath={.status.podIP}")
     kubectl("delete", "pod", name, "--wait=false")
     assert events(kubectl, name, "Unhealthy") == {"Readiness probe failed: " + words.replace("{ip}", ip)}
+
+
+def test_a_probe_that_cannot_be_made_says_nothing_of_the_container(kubectl: Kubectl, patience: float) -> None:
+    probe = {"exec": {"command": ["no-such"]}, **QUICK}
+    kubectl("apply", "-f", "-", feed=pod("odd", readinessProbe=probe, livenessProbe=probe))
+    until(lambda: len(events(kubectl, "odd", "Unhealthy")) >= 4, patience)
+    told = "".join(sorted(events(kubectl, "odd", "Unhealthy")))
+    why = (
+        'failed to start exec "[0-9a-f]{64}": OCI runtime exec failed: exec failed: unable to start container process: '
+    )
+    why += r'exec: "no-such": executable file not found in \$PATH: unknown'
+    one = f"probe errored: rpc error: code = Unknown desc = failed to exec in container: {why}"
+    assert re.fullmatch(f"(Liveness {one})+(Readiness {one})+", told)
+    assert kubectl.rows("get", "pod", "odd")[1][1:4] == ["0/1", "Running", "0"]
+    kubectl("delete", "pod", "odd", "--wait=false")
 
 
 def test_a_probe_comes_from_the_node_with_the_headers_asked_for(kubectl: Kubectl, patience: float) -> None:
