@@ -60,6 +60,9 @@ def definition(item: Object) -> Errors:
         yield forbidden("spec.conversion.strategy", "webhooks are not called here; use None")
     elif strategy != "None":
         yield unsupported("spec.conversion.strategy", strategy, ("None", "Webhook"))
+    if spec.get("preserveUnknownFields"):
+        words = "set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead"
+        yield invalid("spec.preserveUnknownFields", True, f"cannot set to true, {words}")
 
 
 def update(item: Object, old: Object) -> Errors:

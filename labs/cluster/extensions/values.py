@@ -69,6 +69,9 @@ def _validator(schema: Object) -> Any:
             yield jsonschema.ValidationError("")
 
     def of_pattern(validator: Any, pattern: str, value: Any, below: Object) -> Iterable[ValidationError]:
+        # Of a text that is too long or too short, only that is told.
+        if isinstance(value, str) and not below.get("minLength", 0) <= len(value) <= below.get("maxLength", len(value)):
+            return
         with contextlib.suppress(re.error):
             yield from jsonschema.Draft4Validator.VALIDATORS["pattern"](validator, pattern, value, below)
 
@@ -145,7 +148,11 @@ def _of_alternatives(error: ValidationError, field: str) -> Iterable[FieldError]
     branches: dict[Any, list[ValidationError]] = {}
     for inner in error.context or ():
         branches.setdefault(inner.schema_path[0], []).append(inner)
-    found = "Found none valid" if branches else "Found more than one valid alternative"
+    found = "Found none valid"
+    if not branches and error.validator == "oneOf":
+        schemas: Any = error.validator_value
+        valid = sum(_validator(schema).is_valid(error.instance) for schema in schemas)
+        found = f"Found {valid} valid alternatives"
     words = {
         "anyOf": "must validate at least one schema (anyOf)",
         "oneOf": f"must validate one and only one schema (oneOf). {found}",

@@ -85,6 +85,11 @@ MISTAKES = {
         "Wid_get",
         "may have mixed case, but should otherwise match: a DNS-1035 label",
     ),
+    "unknown fields": (
+        ("spec", "preserveUnknownFields"),
+        True,
+        "spec.preserveUnknownFields: Invalid value: true: cannot set to true, set x-kubernetes-preserve-unknown-fields",
+    ),
     "storage": (
         ("spec", "versions", 1, "storage"),
         True,
@@ -303,6 +308,12 @@ class TestValues:
             ),
             ({"type": "string", "format": "ipv4"}, "x", 'Invalid value: "x": a in body must be of type ipv4: "x"'),
             ({"type": "string", "pattern": "^a(?i)b$"}, "x", None),  # Go's, not Python's
+            ({"type": "string", "pattern": "^a+$", "maxLength": 2}, "bbb", "Too long: must have at most 2 bytes"),
+            (
+                {"type": "string", "pattern": "^a+$", "maxLength": 2},
+                "b",
+                "Invalid value: \"b\": a in body should match '^a+$'",
+            ),
             ({"type": "string", "format": "date-time"}, "2026-11-28T19:00:00Z", None),
             ({"type": "array", "x-kubernetes-list-type": "set", "items": {"type": "string"}}, ["x", "y"], None),
         ],
@@ -323,7 +334,7 @@ class TestValues:
             == 'spec: Invalid value: "": "spec" must validate one and only one schema (oneOf). Found none valid'
         )
         both = {"spec": {"x": "", "y": ""}}
-        assert "Found more than one valid alternative" in str(values.mistakes(both, schema(spec=below))[0])
+        assert "schema (oneOf). Found 2 valid alternatives" in str(values.mistakes(both, schema(spec=below))[0])
 
     def test_pruning_keeps_what_is_allowed(self) -> None:
         open_one = {"type": "object", "x-kubernetes-preserve-unknown-fields": True, "properties": {"in": schema()}}
