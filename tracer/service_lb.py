@@ -31,7 +31,8 @@ SERVICE_KEY = struct.Struct("=16s2sBB")
 SERVICE = struct.Struct("=IIIII")
 SLOT_KEY = struct.Struct("=II")
 BACKEND = struct.Struct("=16s2sBB")
-MEMBER_KEY = struct.Struct("=I16s2sH")
+MEMBER_KEY = struct.Struct("=I18s2x")
+_ENDPOINT_LENGTH = 18  # of a struct backend: its address and port
 RANGE_KEY = struct.Struct("=II16s")
 PEER_KEY = struct.Struct("=Q16s2sHI")
 NODE_FACTS = struct.Struct("=Q16s16sII")
@@ -132,9 +133,9 @@ def pack_slot(number: int, slot: int) -> bytes:
     return SLOT_KEY.pack(number, slot)
 
 
-def pack_member(number: int, backend: Backend) -> bytes:
-    """The key in `members` of an endpoint of a list."""
-    return MEMBER_KEY.pack(number, pack_ip(backend.ip), pack_port(backend.port), 0)
+def pack_member(number: int, backend: bytes) -> bytes:
+    """The key in `members` of an endpoint (packed) of a list."""
+    return MEMBER_KEY.pack(number, backend[:_ENDPOINT_LENGTH])
 
 
 def pack_range(port_id: int, network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> bytes:

@@ -65,7 +65,7 @@ class Network:
         """Have the Service, for those outside and for pods."""
         ip = ipaddress.ip_address(SERVICE[family])
         at = {Frontend(ip, PORT, protocol, scope): Behind(False, flags) for scope in Scope}
-        backends = (Backend(ipaddress.ip_address(POD[family]), TARGET, True),) if endpoints else ()
+        backends = (Backend(ipaddress.ip_address(POD[family]), TARGET, True).pack(),) if endpoints else ()
         self.tables.apply({(family, protocol): Wanted(at, backends, (), 0, ())})
 
     def call(self, source: Namespace, family: int) -> str:
@@ -159,7 +159,7 @@ def test_source_ranges(world: World) -> None:
     def act(world: World) -> Any:
         network, found = Network(world), []
         ip = ipaddress.ip_address(SERVICE[4])
-        backends = (Backend(ipaddress.ip_address(POD[4]), TARGET, True),)
+        backends = (Backend(ipaddress.ip_address(POD[4]), TARGET, True).pack(),)
         for text in ("172.18.0.0/24", "192.0.2.0/24"):
             at = {Frontend(ip, PORT, "TCP", scope): Behind(False, ServiceFlag.HAS_RANGES) for scope in Scope}
             network.tables.apply({"web": Wanted(at, backends, (), 0, (ipaddress.ip_network(text),))})

@@ -41,7 +41,7 @@ UPDATES = 100_000
 def service(*ports: int, protocol: str = "TCP", affinity: int = 0) -> Wanted:
     """The Service, with endpoints on loopback at `ports`."""
     at = Frontend(ipaddress.ip_address(SERVICE[0]), SERVICE[1], protocol, Scope.SOCKET)
-    backends = tuple(Backend(ipaddress.ip_address("127.0.0.1"), port, True) for port in ports)
+    backends = tuple(Backend(ipaddress.ip_address("127.0.0.1"), port, True).pack() for port in ports)
     return Wanted({at: Behind(local=False)}, backends, (), affinity, ())
 
 
@@ -256,7 +256,7 @@ def test_full_maps_are_an_error_and_what_was_there_goes_on() -> None:
         tables = world.tables()
         tables.apply({"web": service(*ports)})
         many = Frontend(ipaddress.ip_address("10.96.0.2"), 80, "TCP", Scope.SOCKET)
-        backends = tuple(Backend(ipaddress.ip_address("127.0.0.1"), port, True) for port in range(1, 100))
+        backends = tuple(Backend(ipaddress.ip_address("127.0.0.1"), port, True).pack() for port in range(1, 100))
         try:
             tables.apply({"big": Wanted({many: Behind(local=False)}, backends, (), 0, ())})
         except MapFull as error:

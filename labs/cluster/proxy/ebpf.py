@@ -13,6 +13,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from labs.cluster.proxy.endpoints import Endpoint, Usable, categorize
 from labs.cluster.proxy.services import ServicePort
@@ -45,15 +46,19 @@ class Behind:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """All of one Service port in one IP family. Endpoints without repetition; `ranges` guard the LoadBalancer IPs."""
+    """All of one Service port in one IP family. `ranges` guard the LoadBalancer IPs.
+
+    Endpoints are packed (`tracer.service_lb.Backend`), as maps hold them, and without repetition: a Service may have
+    thousands, and all of them are compared when one changes.
+    """
 
     frontends: Mapping[Frontend, Behind]
-    cluster: tuple[Backend, ...]
-    local: tuple[Backend, ...]
+    cluster: tuple[bytes, ...]
+    local: tuple[bytes, ...]
     affinity_seconds: int
     ranges: tuple[Network, ...]
 
-    def backends(self, behind: Behind) -> tuple[Backend, ...]:
+    def backends(self, behind: Behind) -> tuple[bytes, ...]:
         """The endpoints behind an address."""
         return self.local if behind.local else self.cluster
 
@@ -116,6 +121,10 @@ def _guard(node: Node, ranges: Sequence[Network]) -> ServiceFlag:
     return ServiceFlag.HAS_RANGES | (ServiceFlag.DENIES_NODE if denied else NO_FLAGS)
 
 
-def _backends(endpoints: Iterable[Endpoint]) -> tuple[Backend, ...]:
-    found = (Backend(ipaddress.ip_address(e.ip), e.port, e.is_local) for e in endpoints)
-    return tuple(dict.fromkeys(found))
+def _backends(endpoints: Iterable[Endpoint]) -> tuple[bytes, ...]:
+    return tuple(dict.fromkeys(_packed(endpoint.ip, endpoint.port, endpoint.is_local) for endpoint in endpoints))
+
+
+@lru_cache(maxsize=1 << 17)
+def _packed(ip: str, port: int, is_local: bool) -> bytes:
+    return Backend(ipaddress.ip_address(ip), port, is_local).pack()

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 
 from labs.cluster.apiclient import Mirror
 from labs.cluster.proxy.ebpf import Node, Wanted, wanted
-from labs.cluster.proxy.endpoints import SERVICE_NAME_LABEL, endpoints_by_port
+from labs.cluster.proxy.endpoints import SERVICE_NAME_LABEL, Entries, entries_of, merge
 from labs.cluster.proxy.node import local_node
 from labs.cluster.proxy.services import PortKey, ports_of
 from labs.cluster.resources import ENDPOINTSLICES, NODES, SERVICES, Object, Resource
 from labs.cluster.sockdestroy import Peer
-from tracer.service_lb import IPAddress
+from tracer.service_lb import Backend, IPAddress
 
 Name = tuple[str, str]  # namespace, name
 Key = tuple[PortKey, int]  # a Service port in one IP family
@@ -35,8 +35,9 @@ class State:
     _dirty: set[Name] = field(default_factory=set)  # Services
     _slices_of: dict[Name, set[Name]] = field(default_factory=dict)
     _service_of: dict[Name, Name] = field(default_factory=dict)
+    _entries: dict[Name, dict[int, Entries]] = field(default_factory=dict)  # of each slice, by IP family
     _wanted_of: dict[Name, dict[Key, Wanted]] = field(default_factory=dict)
-    _gone: set[Peer] = field(default_factory=set)
+    _gone: set[bytes] = field(default_factory=set)  # endpoints of UDP
     _nodes: dict[int, Node] = field(default_factory=dict)
     _failed: dict[Key, Wanted | None] = field(default_factory=dict)
 
@@ -46,12 +47,16 @@ class State:
             self._dirty.add(name)
         elif resource is ENDPOINTSLICES:
             before, now = self._service_of.pop(name, None), _owner(item)
+            self._entries.pop(name, None)
             if before is not None:
                 self._slices_of[before].discard(name)
                 self._dirty.add(before)
             if now is not None:
                 self._service_of[name] = now
                 self._slices_of.setdefault(now, set()).add(name)
+                self._entries[name] = {
+                    family: entries_of(item or {}, node_name=self.node_name, family=family) for family in self.families
+                }
                 self._dirty.add(now)
         elif name[1] == self.node_name:
             self._nodes = {}
@@ -81,15 +86,16 @@ class State:
             before, now = self._wanted_of.pop(name, {}), dict(self._ports(mirror, name))
             if now:
                 self._wanted_of[name] = now
-            self._gone |= _datagram_peers(before) - _datagram_peers(now)
-            self._gone -= _datagram_peers(now)
+            served = _datagram_backends(now)
+            self._gone = (self._gone | _datagram_backends(before)) - served
             found |= now | dict.fromkeys(before.keys() - now.keys())
         return found
 
     def take_gone(self) -> set[Peer]:
         """The endpoints that sockets of UDP must no longer be connected to."""
         gone, self._gone = self._gone, set()
-        return gone
+        backends = map(Backend.unpack, gone)
+        return {Peer(backend.ip, backend.port) for backend in backends}
 
     def put_back(self, pending: Mapping[Key, Wanted | None]) -> None:
         """Have `take` give these once more, unless they change again."""
@@ -99,10 +105,9 @@ class State:
         service = mirror.items[SERVICES].get(name)
         if service is None:
             return
-        known = mirror.items[ENDPOINTSLICES]
-        slices = [known[key] for key in sorted(self._slices_of.get(name, ())) if key in known]
+        slices = sorted(self._slices_of.get(name, ()))
         for family in self.families:
-            endpoints = endpoints_by_port(slices, node_name=self.node_name, family=family)
+            endpoints = merge(self._entries[key][family] for key in slices)
             for port in ports_of(service, family):
                 one = wanted(port, endpoints.get(port.key, ()), self._nodes[family])
                 if one is not None:
@@ -114,13 +119,14 @@ class State:
         return Node(node.ip, node.zone, tuple(map(str, addresses)))
 
 
-def _datagram_peers(ports: Mapping[Key, Wanted]) -> set[Peer]:
+def _datagram_backends(ports: Mapping[Key, Wanted]) -> set[bytes]:
     """The endpoints of UDP among those of some Service ports."""
     return {
-        Peer(backend.ip, backend.port)
+        backend
         for (key, _), one in ports.items()
         if key.protocol == "UDP"
-        for backend in (*one.cluster, *one.local)
+        for backends in (one.cluster, one.local)
+        for backend in backends
     }
 
 

@@ -24,7 +24,6 @@ from tracer.errors import K8snetError
 from tracer.service_lb import (
     PRESENT,
     SLOT_KEY,
-    Backend,
     Entry,
     Frontend,
     pack_member,
@@ -82,7 +81,7 @@ class _List:
     """Endpoints in their slots. `length` counts slots past the last one that are still written."""
 
     id: int
-    backends: tuple[Backend, ...] = ()
+    backends: tuple[bytes, ...] = ()
     length: int = 0
 
 
@@ -274,13 +273,27 @@ class Tables(Generic[Key]):
                 self._ports[key] = port
 
 
-def _plan_list(change: Change, have: _List, wanted: tuple[Backend, ...]) -> _List:
+def _plan_list(change: Change, have: _List, wanted: tuple[bytes, ...]) -> _List:
     """The updates that bring a list to what is wanted, in any order; gives the list that it will be."""
-    if set(wanted) == set(have.backends):
+    before, after = set(have.backends), set(wanted)
+    if before == after:
         return have
-    new = [backend for backend in wanted if backend not in have.backends]
-    gone = [slot for slot, backend in enumerate(have.backends) if backend not in wanted]
-    backends, written = list(have.backends), set()
+    new = [backend for backend in wanted if backend not in before]
+    gone = [slot for slot, backend in enumerate(have.backends) if backend not in after]
+    backends, written = _rearrange(list(have.backends), new, gone)
+    members = {pack_member(have.id, backend): None for backend in new}
+    change.add["members"] |= dict.fromkeys(members, PRESENT)
+    change.add["slots"] |= {pack_slot(have.id, slot): backends[slot] for slot in written}
+    for slot in range(max(len(have.backends), len(backends)), have.length):
+        change.remove["slots"][pack_slot(have.id, slot)] = None
+    change.remove["members"] |= {pack_member(have.id, have.backends[slot]): None for slot in gone}
+    return _List(have.id, tuple(backends), max(len(have.backends), len(backends)))
+
+
+def _rearrange(backends: list[bytes], new: list[bytes], gone: list[int]) -> tuple[list[bytes], set[int]]:
+    """Put new endpoints in the slots of those that are gone, or after all, and fill the gaps that are left with the
+    last ones; gives the list, and which of its slots are to be written."""
+    new, gone, written = list(new), list(gone), set()
     while gone and new:
         backends[gone[0]] = new.pop()
         written.add(gone.pop(0))
@@ -292,17 +305,7 @@ def _plan_list(change: Change, have: _List, wanted: tuple[Backend, ...]) -> _Lis
         if slot < len(backends):
             backends[slot] = last
             written.add(slot)
-    for backend in set(wanted).difference(have.backends):
-        change.add["members"][pack_member(have.id, backend)] = PRESENT
-    for slot in written & set(range(len(backends))):
-        change.add["slots"][pack_slot(have.id, slot)] = backends[slot].pack()
-    for slot in range(max(len(have.backends), len(backends)), have.length):
-        change.remove["slots"][pack_slot(have.id, slot)] = None
-    kept = {pack_member(have.id, backend) for backend in wanted}
-    for backend in have.backends:
-        if (member := pack_member(have.id, backend)) not in kept:
-            change.remove["members"][member] = None
-    return _List(have.id, tuple(backends), max(len(have.backends), len(backends)))
+    return backends, {slot for slot in written if slot < len(backends)}
 
 
 def _plan_entries(change: Change, have: Mapping[Frontend, Entry], wanted: Mapping[Frontend, Entry]) -> None:

@@ -38,6 +38,9 @@ class Endpoint(NamedTuple):
         return self.serving and self.terminating
 
 
+Entries = tuple[tuple[PortKey, Endpoint], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Usable:
     """The endpoints that a node may use for one Service port (the results of CategorizeEndpoints).
@@ -64,9 +67,19 @@ def endpoints_by_port(
     An endpoint found twice counts once; the one on this node wins. kube-proxy walks the slices of a Service in random
     order, so which of two contradicting entries counts is undefined there; here it is the order given.
     """
+    return merge(entries_of(item, node_name=node_name, family=family) for item in slices)
+
+
+def entries_of(item: Mapping[str, Any], *, node_name: str, family: int) -> Entries:
+    """Each (Service port, endpoint) of `family` that one EndpointSlice states."""
+    return tuple(_entries(item, node_name, family))
+
+
+def merge(slices: Iterable[Entries]) -> dict[PortKey, list[Endpoint]]:
+    """What `endpoints_by_port` gives, from what `entries_of` gave of each slice."""
     found: dict[PortKey, dict[str, Endpoint]] = {}
-    for item in slices:
-        for key, endpoint in _entries(item, node_name, family):
+    for entries in slices:
+        for key, endpoint in entries:
             known = found.setdefault(key, {})
             if endpoint.is_local or endpoint.address not in known:
                 known[endpoint.address] = endpoint

@@ -10,6 +10,7 @@ from labs.cluster.proxy.ebpf_changes import State
 from labs.cluster.resources import ENDPOINTSLICES, NODES, SERVICES
 from labs.cluster.sockdestroy import Peer
 from tests.labs.proxy.kube_objects import endpoint, endpoint_slice, service
+from tracer.service_lb import Backend
 
 NODE = {"metadata": {"name": "node1"}, "status": {"addresses": [{"type": "InternalIP", "address": "172.18.0.2"}]}}
 ADDRESSES = {"eth0": (ipaddress.ip_address("172.18.0.2"),), "lo": (ipaddress.ip_address("127.0.0.1"),)}
@@ -35,7 +36,7 @@ class Api:
         """Of each Service port that is to be written: its endpoints, None for one that goes."""
         found = self.state.take(self.mirror)
         return {
-            str(port): None if one is None else {str(backend.ip) for backend in one.cluster}
+            str(port): None if one is None else {str(Backend.unpack(backend).ip) for backend in one.cluster}
             for (port, _), one in found.items()
         }
 

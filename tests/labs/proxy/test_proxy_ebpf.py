@@ -12,7 +12,7 @@ from labs.cluster.proxy.endpoints import categorize, endpoints_by_port
 from labs.cluster.proxy.services import service_ports
 from tests.labs.proxy.kube_objects import endpoint, endpoint_slice, service
 from tests.labs.proxy.random_objects import OBJECTS
-from tracer.service_lb import Frontend, Scope, ServiceFlag
+from tracer.service_lb import Backend, Frontend, Scope, ServiceFlag
 
 NODE = Node("172.18.0.2", "", ("127.0.0.1", "172.18.0.2", "10.244.0.1"))
 NONE, SILENT, MASQUERADE = ServiceFlag(0), ServiceFlag.SILENT, ServiceFlag.MASQUERADE
@@ -33,14 +33,14 @@ def address(ip: str, port: int = 80, scope: Scope = Scope.SOCKET) -> Frontend:
 
 
 def ips(backends: Any) -> set[str]:
-    return {str(backend.ip) for backend in backends}
+    return {str(Backend.unpack(backend).ip) for backend in backends}
 
 
 def test_a_cluster_ip_is_for_sockets_only() -> None:
     one = of(service(), TWO_NODES)
     assert one.frontends == {address("10.96.0.1"): Behind(local=False)}
     assert ips(one.cluster) == {"10.244.0.5", "10.244.1.5"}
-    assert [backend.is_local for backend in one.cluster] == [True, False]
+    assert [Backend.unpack(backend).is_local for backend in one.cluster] == [True, False]
     assert one.local == ()
 
 

@@ -57,8 +57,8 @@ def maps(**capacities: int) -> Maps:
     return {name: FakeMap(capacities.get(name, 1000)) for name in ADDED}
 
 
-def backend(number: int, *, is_local: bool = False) -> Backend:
-    return Backend(ipaddress.IPv4Address(f"10.244.0.{number}"), 8080, is_local)
+def backend(number: int) -> bytes:
+    return Backend(ipaddress.IPv4Address(f"10.244.0.{number}"), 8080, False).pack()
 
 
 def frontend(number: int, scope: Scope = Scope.SOCKET) -> Frontend:
@@ -78,7 +78,7 @@ def service(*backends: int, at: tuple[int, ...] = (1,), local: tuple[int, ...] =
     )
 
 
-def look_up(of: Maps, wanted: Frontend) -> set[Backend] | None:
+def look_up(of: Maps, wanted: Frontend) -> set[bytes] | None:
     """All endpoints that a look-up could give now; None where there is no Service. Slots must be there."""
     value = of["services"].entries.get(wanted.pack())
     if value is None:
@@ -86,7 +86,7 @@ def look_up(of: Maps, wanted: Frontend) -> set[Backend] | None:
     entry = Entry.unpack(value)
     found = set()
     for slot in range(entry.length):
-        one = Backend.unpack(of["slots"].entries[pack_slot(entry.list_id, slot)])
+        one = of["slots"].entries[pack_slot(entry.list_id, slot)]
         assert pack_member(entry.list_id, one) in of["members"].entries
         found.add(one)
     return found
@@ -183,7 +183,7 @@ def test_no_look_up_meets_half_a_change(steps: list[dict[str, Wanted | None]], r
 
 
 ADDRESSES = [frontend(number, scope) for number in (1, 2, 3) for scope in Scope]
-Moment = dict[Frontend, set[Backend] | None]
+Moment = dict[Frontend, set[bytes] | None]
 
 
 def _watch(of: Maps, act: Callable[[], Any]) -> list[Moment]:
@@ -198,11 +198,11 @@ def _watch(of: Maps, act: Callable[[], Any]) -> list[Moment]:
 
 
 def _check_moments(
-    seen: list[set[Backend] | None], address: Frontend, before: Mapping[str, Wanted], after: Mapping[str, Wanted]
+    seen: list[set[bytes] | None], address: Frontend, before: Mapping[str, Wanted], after: Mapping[str, Wanted]
 ) -> None:
     had = {key for key, one in before.items() if address in one.frontends}
     has = {key for key, one in after.items() if address in one.frontends}
-    possible: set[Backend] = set()
+    possible: set[bytes] = set()
     for services in (before, after):
         for key in (had | has) & services.keys():
             possible.update(services[key].cluster if address.scope is Scope.SOCKET else services[key].local)
@@ -212,7 +212,7 @@ def _check_moments(
 
 
 def _check_end(of: Maps, now: Mapping[str, Wanted]) -> None:
-    wanted: dict[Frontend, list[tuple[Backend, ...]]] = {}
+    wanted: dict[Frontend, list[tuple[bytes, ...]]] = {}
     for one in now.values():
         for address, behind in one.frontends.items():
             wanted.setdefault(address, []).append(one.backends(behind))
