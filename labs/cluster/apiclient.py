@@ -83,7 +83,7 @@ class Mirror:
         async with session.get(f"{resource.prefix}/{resource.plural}") as response:
             response.raise_for_status()
             document = json.loads(await response.read())
-        self._replace(resource, {key_of(item): item for item in document["items"]})
+        self._replace(resource, {key_of(item): _trimmed(item) for item in document["items"]})
         self._complete.add(resource)
         self._changed(document["metadata"]["resourceVersion"])
         return str(document["metadata"]["resourceVersion"])
@@ -120,7 +120,7 @@ class Mirror:
                 items.pop(key_of(item), None)
                 self._on_object(resource, key_of(item), None)
             elif event["type"] != "BOOKMARK":
-                items[key_of(item)] = item
+                items[key_of(item)] = _trimmed(item)
                 self._on_object(resource, key_of(item), item)
         self._changed(version)
         return str(version)
@@ -129,3 +129,9 @@ class Mirror:
         self.version = max(self.version, int(version))
         if self.complete:
             self._on_change()
+
+
+def _trimmed(item: Object) -> Object:
+    """An object without what no component reads, and what is half of it (client-go's transform of that kind)."""
+    item["metadata"].pop("managedFields", None)
+    return item

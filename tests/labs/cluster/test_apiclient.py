@@ -57,3 +57,12 @@ def test_a_watch_tells_each_object_and_one_change_for_all_of_them() -> None:
     assert follower.mirror._apply(SERVICES, [*events, event("BOOKMARK", item("", 9))]) == "9"
     assert follower.told() == [("Service", "a", "1"), ("Service", "a", "2"), ("Service", "a", None), "change"]
     assert (follower.mirror.items[SERVICES], follower.mirror.version) == ({}, 9)
+
+
+def test_managed_fields_are_not_kept() -> None:
+    """Of a small Service they are half, and in a cluster of ten thousand each component has all of them."""
+    follower = Follower()
+    managed = item("a", 1)
+    managed["metadata"]["managedFields"] = [{"manager": "kubectl"}]
+    follower.mirror._apply(SERVICES, [event("ADDED", managed)])
+    assert follower.mirror.items[SERVICES] == listed(item("a", 1))
