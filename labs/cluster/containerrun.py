@@ -76,6 +76,7 @@ class ContainerRun:
             living.cancel()  # it may be ending the container already, with more patience than there is now
             await asyncio.gather(living, return_exceptions=True)
             await self.end(self._work.grace())
+            container.state = {"terminated": self._epitaph(self._started.ended.result())}
             raise
         finally:
             listening.cancel()

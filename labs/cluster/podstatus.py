@@ -96,7 +96,8 @@ class RunningPod:
 def pod_status(running: RunningPod, current: Object, node_addresses: Sequence[str], trouble: dict[str, str]) -> Object:
     """The PodStatus. `current`: the pod in the API; `trouble`: reason and message, if the pod itself is in trouble."""
     containers = running.containers
-    waiting = [entry.name for entry in running.init if not entry.initialized]
+    # Once a container has begun, a sidecar that starts again does not take that back.
+    waiting = [] if _has_begun(containers) else [entry.name for entry in running.init if not entry.initialized]
     incomplete = {"reason": "ContainersNotInitialized", "message": _words("incomplete", waiting)} if waiting else {}
     sidecars = [entry for entry in running.init if entry.is_sidecar]
     unready = [entry.name for entry in (*sidecars, *containers) if not entry.ready]
@@ -113,7 +114,7 @@ def pod_status(running: RunningPod, current: Object, node_addresses: Sequence[st
         "phase": phase,
         "conditions": [
             _condition(current, "PodReadyToStartContainers", bool(running.addresses)),
-            _condition(current, "Initialized", not waiting, **incomplete),
+            _condition(current, "Initialized", not waiting or phase == "Succeeded", **incomplete),
             _condition(current, "Ready", ready, **why),
             _condition(current, "ContainersReady", ready, **why),
             _condition(current, "PodScheduled", True),
@@ -128,15 +129,20 @@ def pod_status(running: RunningPod, current: Object, node_addresses: Sequence[st
     }
 
 
+def _has_begun(containers: Sequence[RunningContainer]) -> bool:
+    return any(entry.restarts or entry.last_state or "waiting" not in entry.state for entry in containers)
+
+
 def _phase(running: RunningPod) -> str:
     containers, never = running.containers, running.pod["spec"]["restartPolicy"] == "Never"
     first = [entry for entry in running.init if not entry.is_sidecar]
     if never and any("terminated" in entry.state and not entry.succeeded for entry in first):
         return "Failed"
     ended = [entry.state["terminated"] for entry in containers if "terminated" in entry.state]
-    if containers and len(ended) == len(containers) and running.pod["spec"]["restartPolicy"] != "Always":
+    beside = any(entry.is_sidecar and "running" in entry.state for entry in running.init)  # these end last
+    if containers and len(ended) == len(containers) and running.pod["spec"]["restartPolicy"] != "Always" and not beside:
         return "Succeeded" if all(entry["exitCode"] == 0 for entry in ended) else "Failed"
-    return "Running" if any("running" in entry.state or entry.restarts for entry in containers) else "Pending"
+    return "Running" if _has_begun(containers) else "Pending"
 
 
 def _words(kind: str, names: Sequence[str]) -> str:

@@ -40,6 +40,8 @@ class PodWorker:
     async def run(self) -> None:
         """Have the pod run until this is cancelled; then end it."""
         try:
+            self._expect_containers()
+            self._work.report()
             await self._set_up_volumes()
             await self._have_sandbox()
             await self._run_containers()
@@ -75,8 +77,6 @@ class PodWorker:
                 await self._work.volumes.set_up(self._work.origin())
                 return
             except SetUpFailed as error:
-                self._expect_containers()
-                self._work.report()
                 self._work.warn("FailedMount", error.message)
             await asyncio.sleep(delay)
             delay = min(2 * delay, MOUNT_RETRY_MAX_SECONDS)
@@ -109,8 +109,6 @@ class PodWorker:
     def _expect_containers(self) -> None:
         """Say of all containers that they wait."""
         running = self._work.running
-        if running.containers:
-            return
         spec = running.pod["spec"]
         running.init = [_init_container(entry) for entry in spec.get("initContainers") or ()]
         running.containers = [RunningContainer(entry["name"], entry["image"]) for entry in spec["containers"]]
@@ -120,7 +118,6 @@ class PodWorker:
 
     async def _run_containers(self) -> None:
         """Run the init containers to their end, one after the other, sidecars beside them, and then all others."""
-        self._expect_containers()
         policy = self._work.pod["spec"]["restartPolicy"]
         sidecars: list[asyncio.Task[None]] = []
         try:
@@ -138,9 +135,19 @@ class PodWorker:
                     if not worker.container.is_init:
                         group.create_task(worker.keep_running(policy))
         finally:
-            for task in reversed(sidecars):
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+            await self._end_sidecars(sidecars)
+
+    async def _end_sidecars(self, sidecars: list[asyncio.Task[None]]) -> None:
+        """End what ran beside the others, the last one first."""
+        if not self._work.is_deleted:
+            for container in self._work.running.init:
+                if container.is_sidecar and container.started is not None:
+                    self._work.tell(container.name, "Killing", f"Stopping container {container.name}")
+        for task in reversed(sidecars):
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        if sidecars:
+            self._work.report()
 
     # --- its end ------------------------------------------------------------------------------------------------------
 

@@ -33,22 +33,19 @@ def _default(item: Object) -> Cells:
 def _pod(pod: Object) -> Cells:
     status, spec = pod.get("status") or {}, pod["spec"]
     states = status.get("containerStatuses") or []
-    ready = sum(1 for state in states if state["ready"])
-    word = status.get("reason") or status.get("phase", "Unknown")
-    for state in states:
-        waiting, ended = state["state"].get("waiting"), state["state"].get("terminated")
-        if waiting and waiting.get("reason"):
-            word = waiting["reason"]
-        elif ended:
-            word = ended.get("reason") or f"ExitCode:{ended['exitCode']}"
-    word = _initializing(pod) or word
+    sidecars = _sidecars(pod)
+    ready = sum(1 for state in (*states, *sidecars) if state["ready"])
+    word = _initializing(pod)
+    if not word or _is_true(pod, "Initialized"):
+        word = _running(pod, states)
     if "deletionTimestamp" in pod["metadata"]:
         word = "Terminating"
+    count = len(spec["containers"]) + sum(entry.get("restartPolicy") == "Always" for entry in _first(pod))
     return [
         pod["metadata"]["name"],
-        f"{ready}/{len(spec['containers'])}",
+        f"{ready}/{count}",
         word,
-        _restarts(states),
+        _restarts([*states, *sidecars]),
         age(pod),
         status.get("podIP") or NONE,
         spec.get("nodeName") or NONE,
@@ -57,18 +54,50 @@ def _pod(pod: Object) -> Cells:
     ]
 
 
+def _first(pod: Object) -> list[Object]:
+    entries: list[Object] = pod["spec"].get("initContainers") or []
+    return entries
+
+
+def _sidecars(pod: Object) -> list[Object]:
+    """The statuses of init containers that run beside the others."""
+    names = {entry["name"] for entry in _first(pod) if entry.get("restartPolicy") == "Always"}
+    return [state for state in (pod.get("status") or {}).get("initContainerStatuses") or () if state["name"] in names]
+
+
+def _is_true(pod: Object, condition: str) -> bool:
+    conditions = (pod.get("status") or {}).get("conditions") or ()
+    return any(entry["type"] == condition and entry["status"] == "True" for entry in conditions)
+
+
+def _running(pod: Object, states: list[Object]) -> str:
+    """The word for a pod whose init containers are through."""
+    status = pod.get("status") or {}
+    word: str = status.get("reason") or status.get("phase", "Unknown")
+    for state in reversed(states):
+        waiting, ended = state["state"].get("waiting"), state["state"].get("terminated")
+        if waiting and waiting.get("reason"):
+            word = waiting["reason"]
+        elif ended:
+            word = ended.get("reason") or f"ExitCode:{ended['exitCode']}"
+    if word == "Completed" and any(state["ready"] and "running" in state["state"] for state in states):
+        return "Running" if _is_true(pod, "Ready") else "NotReady"
+    return word
+
+
 def _initializing(pod: Object) -> str:
     """The word for the init container that has not ended well yet; "" when there is none."""
+    sidecars = {state["name"] for state in _sidecars(pod)}
     states = (pod.get("status") or {}).get("initContainerStatuses") or []
     for number, state in enumerate(states):
         ended, waiting = state["state"].get("terminated"), state["state"].get("waiting") or {}
-        if ended is not None and ended["exitCode"] == 0:
+        if (ended is not None and ended["exitCode"] == 0) or (state["name"] in sidecars and state.get("started")):
             continue
         if ended is not None:
             return f"Init:{ended.get('reason') or 'ExitCode:' + str(ended['exitCode'])}"
         if waiting.get("reason") not in (None, "", "PodInitializing"):
             return f"Init:{waiting['reason']}"
-        return f"Init:{number}/{len(pod['spec']['initContainers'])}"
+        return f"Init:{number}/{len(_first(pod))}"
     return ""
 
 
