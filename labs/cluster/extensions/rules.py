@@ -1,8 +1,8 @@
 """Rules of a schema (x-kubernetes-validations): what must hold between the fields of a custom object.
 
 Stands for k8s.io/apiextensions-apiserver/pkg/apiserver/schema/cel. The library common-expression-language evaluates
-them. Left out: the functions that Kubernetes adds to CEL's own (regex, lists, URLs, IP addresses, quantities) and
-`messageExpression`: a rule that needs such a function always holds here; and the costs of rules.
+them, with the functions that Kubernetes adds (`labs.cluster.extensions.functions`). Left out: `messageExpression`, the
+costs of rules, and functions that are not there: a rule that needs one always holds here.
 
 What belongs here: rules and the values they are about. What does not: the rest of a schema
 (`labs.cluster.extensions.values`).
@@ -13,9 +13,10 @@ from __future__ import annotations
 import functools
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from labs.cluster.extensions.functions import FUNCTIONS
 from labs.cluster.extensions.values import LIST_KEYS, LIST_TYPE, type_of
 from labs.cluster.fielderrors import FieldError
 from labs.cluster.resources import Object
@@ -80,11 +81,18 @@ def _complaint(rule: Object, value: Any, old: Any, schema: Object) -> str | None
     words = rule.get("message") or f"failed rule: {expression}"
     variables = {"self": _escaped(value, schema), **({"oldSelf": _escaped(old, schema)} if compares else {})}
     try:
-        return None if _program(expression).execute(variables) is not False else words
+        program, used = _program(expression)
+        context = _context(variables, used)
+        return None if program.execute(context) is not False else words
     except (KeyError, IndexError) as error:
         what = f"no such key: {error.args[0]}" if isinstance(error, KeyError) else str(error)
         return f"{what} evaluating rule: {rule.get('message') or expression}"
-    except (ValueError, RuntimeError, TypeError) as error:
+    except RuntimeError as error:
+        if not str(error).startswith("Undefined"):
+            return f"{error} evaluating rule: {rule.get('message') or expression}"
+        log.info("rule %r can't be tried: %s", expression, error)
+        return None
+    except (ValueError, TypeError) as error:
         log.info("rule %r can't be tried: %s", expression, error)
         return None
 
@@ -114,8 +122,16 @@ def _name(field: str) -> str:
 
 
 @functools.lru_cache(maxsize=1000)
-def _program(expression: str) -> Any:
+def _program(expression: str) -> tuple[Any, dict[str, Callable[..., Any]]]:
+    """A rule that can be evaluated, and the functions beyond CEL's own that it uses."""
     # Half a second, for which a cluster without custom objects need not wait.
     import cel
 
-    return cel.compile(expression)
+    program = cel.compile(expression)
+    return program, {name: FUNCTIONS[name] for name in program.functions() if name in FUNCTIONS}
+
+
+def _context(variables: Object, used: dict[str, Callable[..., Any]]) -> Any:
+    import cel
+
+    return cel.Context(variables, used)

@@ -368,12 +368,19 @@ class TestRules:
             ("self.__namespace__ == 'y'", {"namespace": "x"}, 'Invalid value: "object": failed rule: '),
             ("self.c > 1", {}, 'Invalid value: "object": no such key: c evaluating rule: self.c > 1'),
             ("self == oldSelf", {"a": 1}, None),
-            ("isURL(self.a)", {"a": 1}, None),
+            ("self.a.url().getHost() == 'x'", {"a": 1}, None),  # functions that are not here
+            ("self.s.split(',')[1].trim().upperAscii() == 'B'", {"s": "a, b"}, None),
+            ("self.s.find('[0-9]+') == '12' && self.s.findAll('[0-9]', 1) == ['1']", {"s": "a12"}, None),
+            ("self.s.indexOf('b') == 1 && self.s.replace('b', 'c').substring(1) == 'c'", {"s": "ab"}, None),
+            ("isURL(self.s) && isIP('10.0.0.1') && !isIP(self.s) && isQuantity('1Gi')", {"s": "http://x"}, None),
+            ("[1, 2].isSorted() && [1, 2].sum() == 3 && [3, 1].min() == 1", {}, None),
+            ("self.s.charAt(0) == 'b'", {"s": "a"}, 'Invalid value: "object": failed rule: self.s.charAt(0)'),
+            ("self.s.substring(9) == ''", {"s": "a"}, "Invalid value: \"object\": Function 'substring' error: "),
         ],
     )
     def test_one_rule(self, rule: str, value: Any, words: str | None) -> None:
         names = ("a", "b", "c", "namespace", "a-b")
-        inside: Object = schema(**{name: {"type": "integer"} for name in names})
+        inside: Object = schema(**{name: {"type": "integer"} for name in names}, s={"type": "string"})
         if isinstance(value, list):
             inside = {"type": "array", "items": schema(n={"type": "integer"})}
         inside["x-kubernetes-validations"] = [{"rule": rule}]
