@@ -29,6 +29,7 @@ DOWN_SECONDS = 10.0
 READY_SECONDS = 60.0
 ASK_SECONDS = 10.0
 POLL_SECONDS = 0.01
+FORMAT = 2  # of the document that tells of a cluster; another number when names in it get another meaning
 
 NEEDED_PROGRAMS = {
     "iptables-restore": ("kube-proxy writes its rules with it", "apt install iptables"),
@@ -108,7 +109,7 @@ def down(name: str) -> bool:
 
 def status(name: str) -> dict[str, Any]:
     """Everything about a running cluster, process ids as the caller sees them. Raises NotUp or NotRoot."""
-    document = ask(name, {"ask": "status"})
+    document = _whole(name, ask(name, {"ask": "status"}))
     supervisor = document["supervisor"]
     host_pids = _host_pids(supervisor)
     for entry in (*document["nodes"], *document["hosts"], *document["pods"]):
@@ -117,6 +118,24 @@ def status(name: str) -> dict[str, Any]:
     guardian = Ledger.read(name).guardian
     document["guardian"] = None if guardian is None else guardian[0]
     return document
+
+
+def _whole(name: str, document: dict[str, Any]) -> dict[str, Any]:
+    """What a cluster tells, also when another version of k8snet started it: what that did not know of yet is empty.
+
+    Raises K8snetError when it tells less than any version did.
+    """
+    if not all(key in document for key in ("nodes", "pods", "services", "options", "ready", "unready")):
+        raise K8snetError(
+            f"cluster {name} was started by another version of k8snet, and can't be understood",
+            hint=f"k8snet-lab down --name {name}, then up again",
+        )
+    lists: dict[str, list[Any]] = {"hosts": [], "control_plane": [], "components": [], "notes": []}
+    whole = {**lists, **document}
+    if document.get("format") != FORMAT:
+        note = "another version of k8snet started this cluster; something may be missing here"
+        whole["notes"] = [*whole["notes"], note]
+    return whole
 
 
 def kubeconfig(name: str) -> Path:

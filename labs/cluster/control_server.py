@@ -9,13 +9,16 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from labs.cluster import outside
+from labs.cluster.control import FORMAT
+from labs.cluster.firstobjects import is_mirror
 from labs.cluster.outside import ClientHost
 from labs.cluster.podstatus import RunningPod
-from labs.cluster.resources import ENDPOINTSLICES, SERVICES, Object
+from labs.cluster.resources import ENDPOINTSLICES, PODS, SERVICES, Object, is_ready
 from labs.cluster.world import Node, World, node_environment
 
 
@@ -50,6 +53,7 @@ def describe(world: World) -> dict[str, Any]:
     """Everything about the cluster. Process ids are those of the supervisor's pid namespace."""
     options = world.options
     return {
+        "format": FORMAT,
         "name": options.name,
         "ready": world.ready,
         "options": {
@@ -66,7 +70,19 @@ def describe(world: World) -> dict[str, Any]:
         "nodes": [_node(node) for node in world.nodes],
         "hosts": [_host(world.client_host)] if world.ready else [],
         "pods": [entry for node in world.nodes for pod in node.kubelet.pods.values() for entry in _pod(node, pod)],
+        "control_plane": [_mirror(pod) for pod in world.store.list(PODS) if is_mirror(pod)],
         "services": [_service(world, service) for service in world.store.list(SERVICES)],
+        "components": [asdict(component) for component in world.components],
+    }
+
+
+def _mirror(pod: Object) -> dict[str, Any]:
+    """A pod of the control plane, which runs in the supervisor."""
+    return {
+        "namespace": pod["metadata"]["namespace"],
+        "name": pod["metadata"]["name"],
+        "node": pod["spec"]["nodeName"],
+        "ready": is_ready(pod),
     }
 
 
@@ -119,6 +135,7 @@ def _pod(node: Node, running: RunningPod) -> list[dict[str, Any]]:
 
 def _service(world: World, service: Object) -> dict[str, Any]:
     metadata, spec = service["metadata"], service["spec"]
+    balanced = (service.get("status") or {}).get("loadBalancer") or {}
     endpoints = []
     for item in world.store.list(ENDPOINTSLICES, metadata["namespace"]):
         if (item["metadata"].get("labels") or {}).get("kubernetes.io/service-name") == metadata["name"]:
@@ -131,6 +148,12 @@ def _service(world: World, service: Object) -> dict[str, Any]:
         "name": metadata["name"],
         "type": spec["type"],
         "cluster_ips": spec.get("clusterIPs") or [],
+        "external_ips": spec.get("externalIPs") or [],
+        "load_balancer_ips": [entry["ip"] for entry in balanced.get("ingress") or () if entry.get("ip")],
+        "external_traffic_policy": spec.get("externalTrafficPolicy"),
+        "internal_traffic_policy": spec.get("internalTrafficPolicy"),
+        "session_affinity": spec.get("sessionAffinity"),
+        "health_check_node_port": spec.get("healthCheckNodePort"),
         "ports": [
             {
                 "name": port.get("name"),

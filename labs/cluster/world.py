@@ -78,6 +78,16 @@ Progress = Callable[[str], None]
 
 
 @dataclass(slots=True)
+class Component:
+    """A part of the cluster that runs in the supervisor: how often it failed, and of what the last time."""
+
+    name: str
+    running: bool = False
+    failures: int = 0
+    error: str = ""
+
+
+@dataclass(slots=True)
 class Node:
     """A node that runs. `netns`: descriptor of its network namespace; `started`: its first process."""
 
@@ -104,7 +114,8 @@ class World:
         self._netlink = network.NetlinkThread()
         self._tokens = TokenIssuer()
         self._authority = Authority()
-        self._components: list[asyncio.Task[None]] = []
+        self.components: list[Component] = []
+        self._tasks: list[asyncio.Task[None]] = []
         self._announcing: set[asyncio.Task[None]] = set()
         self._reconcile_endpoints = endpointslices.reconciler(self.store)
 
@@ -342,16 +353,21 @@ class World:
 
     def _keep(self, name: str, component: Callable[[], Awaitable[None]]) -> None:
         """Run a component, and again when it fails: its state is all in the store."""
+        health = Component(name)
 
         async def keep() -> None:
             while True:
+                health.running = True
                 try:
                     await component()
-                except Exception:
+                except Exception as error:
+                    health.failures, health.error = health.failures + 1, str(error) or type(error).__name__
                     log.exception("%s failed; starting it again", name)
+                health.running = False
                 await asyncio.sleep(RESTART_SECONDS)
 
-        self._components.append(asyncio.create_task(keep(), name=name))
+        self.components.append(health)
+        self._tasks.append(asyncio.create_task(keep(), name=name))
 
     # --- ready --------------------------------------------------------------------------------------------------------
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from labs.cluster.statusmap import draw
 from tests.labs.lab import REPOSITORY, lab
 
 FIXTURES = REPOSITORY / "tests" / "fixtures" / "kube-proxy-v1.30.5"
@@ -101,57 +98,3 @@ def test_proxy_render_prints_what_the_renderers_give() -> None:
     assert ":KUBE-SERVICES - [0:0]" in rules
     table = lab("proxy", "render", "--mode", "nftables", "--family", "6", "--node", "node1", "-f", objects).stdout
     assert "table ip6 kube-proxy" in table
-
-
-def test_the_map_shows_everything_and_escapes_what_it_shows() -> None:
-    from rich.console import Console
-
-    def service(name: str, *endpoints: dict[str, Any]) -> dict[str, Any]:
-        ports = [{"name": None, "protocol": "TCP", "port": 80, "target_port": 80, "node_port": 30080}]
-        listed = list(endpoints)
-        return {
-            "namespace": "shop",
-            "name": name,
-            "type": "NodePort",
-            "cluster_ips": ["10.96.0.7"],
-            "ports": ports,
-            "endpoints": listed,
-        }
-
-    pod = {
-        "namespace": "shop",
-        "name": "web\x1b[31m",
-        "node": "node1",
-        "host_network": False,
-        "addresses": ["10.244.0.2"],
-        "ready": False,
-        "restarts": 3,
-        "pid": None,
-    }
-    node = {"name": "node1", "addresses": ["172.18.0.2"], "pod_cidrs": ["10.244.0.0/24"], "pid": 7}
-    document = {
-        "name": "it",
-        "ready": True,
-        "unready": ["pod shop/web: Error"],
-        "options": {"proxy": "iptables", "cni": "routed", "ip_family": "ipv4"},
-        "nodes": [node],
-        "pods": [pod],
-        "services": [service("a", {"addresses": ["10.244.0.2"], "pod": "web", "ready": False}), service("b")],
-        "notes": ["no cgroups"],
-    }
-    console = Console(width=100, record=True, file=io.StringIO())
-    console.print(draw(document))
-    text = console.export_text()
-    for expected in (
-        "it",
-        "pod shop/web: Error",
-        "node1",
-        "172.18.0.2",
-        "restarted 3×",
-        "30080",
-        "no endpoints",
-        "no cgroups",
-    ):
-        assert expected in text
-    assert "\x1b" not in text
-    assert "web\\x1b[31m" in text
