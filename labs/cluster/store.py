@@ -172,8 +172,10 @@ class Store:
         With `dry_run`, as in all that writes: only what would be.
         """
         key = key_of(item)
-        if key in self._items.get(resource, {}):
-            raise AlreadyExists(f'{resource.qualified} "{key[1]}" already exists')
+        there = self.find(resource, *key)
+        if there is not None:
+            ending = "object is being deleted: " if "deletionTimestamp" in there["metadata"] else ""
+            raise AlreadyExists(f'{ending}{resource.qualified} "{key[1]}" already exists')
         item = copy.deepcopy(item)
         metadata = item["metadata"]
         metadata["uid"] = str(uuid.uuid4())

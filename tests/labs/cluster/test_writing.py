@@ -249,6 +249,16 @@ class TestCreate:
         assert caught.value.body["message"].startswith('Pod "A" is invalid: [metadata.name: Invalid value: "A": ')
 
 
+def test_what_is_being_deleted_is_still_there(store: Store, writer: Writer) -> None:
+    held = config()
+    held["metadata"] = {"name": "c", "finalizers": ["example.org/hold"]}
+    create(writer, held)
+    assert refusal(lambda: create(writer, config())) == (409, "AlreadyExists", 'configmaps "c" already exists')
+    writer.delete(Target(CONFIGMAPS, "shop", "c"), read_delete_options(b"", JSON, lambda _: ""))
+    words = 'object is being deleted: configmaps "c" already exists'
+    assert refusal(lambda: create(writer, config())) == (409, "AlreadyExists", words)
+
+
 class TestServiceAccounts:
     WORDS = 'pods "p" is forbidden: error looking up service account shop/robot: serviceaccount "robot" not found'
 
