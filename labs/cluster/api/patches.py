@@ -87,11 +87,9 @@ def _json_patch(item: Object, patch: list[Any]) -> Any:
         return jsonpatch.JsonPatch(patch).apply(item)
     except jsonpatch.InvalidJsonPatch as error:
         raise status.bad_request(f"error decoding patch: {error}") from None
-    except (jsonpatch.JsonPatchException, jsonpatch.JsonPointerException, TypeError, ValueError, KeyError) as error:
-        words = "the server rejected our request due to an error in our request"
-        raise status.ApiError(
-            HTTPStatus.UNPROCESSABLE_ENTITY, "Invalid", words, {"causes": [{"message": str(error)}]}
-        ) from None
+    except (jsonpatch.JsonPatchException, jsonpatch.JsonPointerException, TypeError, ValueError, KeyError):
+        words = "the server rejected our request due to an error in our request"  # the real one tells no more
+        raise status.ApiError(HTTPStatus.UNPROCESSABLE_ENTITY, "Invalid", words, {}) from None
 
 
 def type_of(name: str | None) -> str | None:
