@@ -92,7 +92,7 @@ class Responder:
     def _look_up(self, name: Name, zone: Name, rdtype: dns.rdatatype.RdataType) -> Answer:
         match rdtype:
             case dns.rdatatype.A | dns.rdatatype.AAAA:
-                return Answer(answer=_balanced(self._addresses(name, zone, rdtype)))
+                return Answer(answer=_balanced(self._addresses(name, zone, rdtype, set())))
             case dns.rdatatype.TXT:
                 return Answer(answer=self._txt(name, zone))
             case dns.rdatatype.CNAME:
@@ -124,8 +124,8 @@ class Responder:
             raise NoSuchName
         return found
 
-    def _addresses(self, name: Name, zone: Name, rdtype: dns.rdatatype.RdataType, steps: int = 0) -> Records:
-        """Addresses, through the names that lead to them. `steps`: names on the way here, which ends loops too.
+    def _addresses(self, name: Name, zone: Name, rdtype: dns.rdatatype.RdataType, followed: set[Name]) -> Records:
+        """Addresses, through the names that lead to them. `followed`: those so far, each once, which ends loops.
 
         A name that leads to nothing within the zone is left out; one that leads out of it is told, for the client to
         go on from there: nobody here could.
@@ -138,13 +138,14 @@ class Responder:
                     addresses[entry.host] = None
                 continue
             target = dns.name.from_text(entry.host)
-            if target.is_subdomain(name) or steps >= MAX_CHAIN:
+            if target.is_subdomain(name) or target in followed or len(followed) >= MAX_CHAIN:
                 continue
             if not target.is_subdomain(zone):
                 records.append(_cname(name, entry.host))
                 continue
+            followed.add(target)
             try:
-                following = self._addresses(target, zone, rdtype, steps + 1)
+                following = self._addresses(target, zone, rdtype, followed)
             except NoSuchName:
                 continue
             if following:

@@ -346,6 +346,24 @@ class TestChanges:
         assert summary(ask(names, "99.0.244.10.in-addr.arpa", "PTR"))[0] == "NXDOMAIN"
 
 
+def test_a_maze_of_names_takes_no_time() -> None:
+    """Ten Services whose endpoints are each other's names: a billion ways, and no address at the end of any."""
+    names = shop()
+    rooms = [f"room-{number}" for number in range(10)]
+    for room in rooms:
+        names.index.change(SERVICES, ("shop", room), service(room, "None"))
+        doors = endpoint_slice(room, *(endpoint(f"{other}.shop.{S}") for other in rooms))
+        names.index.change(ENDPOINTSLICES, ("shop", room), {**doors, "addressType": "FQDN"})
+    assert summary(ask(names, f"room-0.shop.{S}")) == NO_DATA
+
+
+def test_endpoints_may_be_names() -> None:
+    names = shop()
+    item = endpoint_slice("nobody", endpoint(f"four.shop.{S}"), endpoint("example.org"))
+    names.index.change(ENDPOINTSLICES, ("shop", "names"), {**item, "addressType": "FQDN"})
+    assert summary(ask(names, f"nobody.shop.{S}"))[1] == ["A 10.96.1.2", "CNAME example.org.", f"CNAME four.shop.{S}."]
+
+
 def test_before_the_api_was_heard_nothing_is_said_not_to_exist() -> None:
     names = shop()
     names.index.synced = False
