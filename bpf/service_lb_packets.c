@@ -24,12 +24,16 @@
 #define ETH_TYPE_IPV4 __builtin_bswap16(0x0800)
 #define ETH_TYPE_IPV6 __builtin_bswap16(0x86dd)
 #define TCP_FLAGS_OFFSET 13
+#define TCP_FIN 0x01
 #define TCP_SYN 0x02
+#define TCP_RST 0x04
 #define TCP_ACK 0x10
-/* Above what the kernel gives to sockets of its own accord (net.ipv4.ip_local_port_range), so that no two collide. */
-#define FIRST_SNAT_PORT 61000
+/* FIRST_SNAT_PORT is above what the kernel gives to sockets of its own accord (net.ipv4.ip_local_port_range), which the
+ * proxy sees to, so that no two collide. */
 #define SNAT_PORTS (65536 - FIRST_SNAT_PORT)
 #define SNAT_ATTEMPTS 8
+/* As conntrack forgets UDP flows: net/netfilter/nf_conntrack_proto_udp.c, udp_timeouts. */
+#define UDP_SECONDS 120
 
 enum direction {
 	IN = 0,
@@ -47,8 +51,10 @@ struct rewrite_key {
 struct rewrite {
 	__be32 address[4]; /* what the destination (IN) or source (OUT) becomes */
 	__be16 port;
-	__u16 pad;
+	__u8 seen; /* of the packets that it was for: TCP_FIN, TCP_RST */
+	__u8 pad;
 	__u32 list; /* of endpoints, one of which this is; 0: this is none */
+	__u32 used; /* when it last was, see seconds() */
 };
 
 BPF_TABLE("lru_hash", struct rewrite_key, struct rewrite, rewrites, MAX_REWRITES);
@@ -57,6 +63,7 @@ struct packet {
 	struct rewrite_key key; /* its addresses, and which way it goes */
 	__u32 l3, l4; /* offsets of its headers */
 	bool is_ipv4;
+	__u8 flags; /* of TCP; of a datagram: TCP_SYN */
 	bool begins; /* it may begin a connection: TCP with SYN and without ACK, any datagram */
 };
 
@@ -102,8 +109,25 @@ static __always_inline bool parse(struct __sk_buff *skb, enum direction directio
 	key->source_port = ports[0];
 	key->destination_port = ports[1];
 	key->direction = direction;
+	packet->flags = flags;
 	packet->begins = (flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 	return true;
+}
+
+/* Seconds, nearly (2^30 ns), since some time in the past. */
+static __always_inline __u32 seconds(void)
+{
+	return bpf_ktime_get_ns() >> 30;
+}
+
+/* Note that a rewrite was used for a packet. */
+static __always_inline void note_use(struct rewrite *rewrite, const struct packet *packet)
+{
+	rewrite->used = seconds();
+	if (packet->flags & TCP_SYN)
+		rewrite->seen = 0;
+	else if (packet->flags & (TCP_FIN | TCP_RST))
+		rewrite->seen |= packet->flags & (TCP_FIN | TCP_RST);
 }
 
 /* Replace `length` bytes at `offset` of the header, and correct the transport checksum at `checksum` for it. */
@@ -112,7 +136,7 @@ static __always_inline void replace(struct __sk_buff *skb, __u32 offset, const v
 {
 	__s64 difference = bpf_csum_diff((__be32 *)old, length, (__be32 *)new, length, 0);
 	bpf_l4_csum_replace(skb, checksum, 0, difference, flags);
-	bpf_skb_store_bytes(skb, offset, new, length, 0);
+	bpf_skb_store_bytes(skb, offset, (void *)new, length, 0);
 }
 
 static __always_inline void apply(struct __sk_buff *skb, const struct packet *packet, const struct rewrite *rewrite)
@@ -132,43 +156,25 @@ static __always_inline void apply(struct __sk_buff *skb, const struct packet *pa
 			flags | BPF_F_PSEUDO_HDR);
 	}
 	bpf_l4_csum_replace(skb, checksum, old_port, rewrite->port, flags | 2);
-	bpf_skb_store_bytes(skb, port, &rewrite->port, 2, 0);
-}
-
-static __always_inline void copy_address(__be32 to[4], const __be32 from[4])
-{
-	__builtin_memcpy(to, from, 16);
+	bpf_skb_store_bytes(skb, port, (void *)&rewrite->port, 2, 0);
 }
 
 /* ---- a new connection ---- */
 
-/* Give the client's packets, which are `there`, a source of this node, with a port from which answers find the way back. */
-static __always_inline bool enter_snat(const struct packet *packet, const struct rewrite_key *there)
+/* What is entered for one, here because the stack has no room for it. Packets are not preempted. */
+struct entries {
+	struct rewrite_key answer; /* out endpoint ─▶ client */
+	struct rewrite_key there; /* out client ─▶ endpoint */
+	struct rewrite_key back; /* in endpoint ─▶ node */
+	struct rewrite_key other; /* the `there` of another connection */
+	struct rewrite from_service, from_node, to_client;
+};
+
+BPF_PERCPU_ARRAY(scratch, struct entries, 1);
+
+static __always_inline void copy_address(__be32 to[4], const __be32 from[4])
 {
-	int zero = 0;
-	struct node_facts *facts = node.lookup(&zero);
-	if (!facts)
-		return false;
-	struct rewrite_key back = {
-		.protocol = there->protocol, .direction = IN, .source_port = there->destination_port};
-	struct rewrite to_client = {.port = there->source_port};
-	struct rewrite from_node = {};
-	copy_address(back.source, there->destination);
-	copy_address(back.destination, packet->is_ipv4 ? facts->address4 : facts->address6);
-	copy_address(to_client.address, there->source);
-	copy_address(from_node.address, back.destination);
-	__u32 first = bpf_get_prandom_u32();
-#pragma unroll
-	for (int attempt = 0; attempt < SNAT_ATTEMPTS; attempt++) {
-		__u16 port = FIRST_SNAT_PORT + (first + attempt * 1013) % SNAT_PORTS;
-		back.destination_port = __builtin_bswap16(port);
-		if (rewrites.insert(&back, &to_client) == 0) {
-			from_node.port = back.destination_port;
-			rewrites.update((struct rewrite_key *)there, &from_node);
-			return true;
-		}
-	}
-	return false;
+	__builtin_memcpy(to, from, 16);
 }
 
 static __always_inline bool is_same(const __be32 one[4], const __be32 other[4])
@@ -176,16 +182,69 @@ static __always_inline bool is_same(const __be32 one[4], const __be32 other[4])
 	return one[0] == other[0] && one[1] == other[1] && one[2] == other[2] && one[3] == other[3];
 }
 
+static __always_inline void set_key(
+	struct rewrite_key *key, __u8 protocol, enum direction direction, __be16 source_port, __be16 destination_port)
+{
+	key->protocol = protocol;
+	key->direction = direction;
+	key->source_port = source_port;
+	key->destination_port = destination_port;
+	key->pad = 0;
+}
+
+/* Whether the masqueraded connection that has the answers `entries->back` has ended, so that its port is free. */
+static __always_inline bool is_over(struct entries *entries, const struct rewrite *to_client)
+{
+	const struct rewrite_key *back = &entries->back;
+	set_key(&entries->other, back->protocol, OUT, to_client->port, back->source_port);
+	copy_address(entries->other.source, to_client->address);
+	copy_address(entries->other.destination, back->source);
+	struct rewrite *from_node = rewrites.lookup(&entries->other);
+	if (!from_node || from_node->port != back->destination_port)
+		return true; /* the client's port has been used for another connection since */
+	if (back->protocol == IPPROTO_UDP)
+		return seconds() - to_client->used > UDP_SECONDS && seconds() - from_node->used > UDP_SECONDS;
+	return (to_client->seen | from_node->seen) & TCP_RST || to_client->seen & from_node->seen & TCP_FIN;
+}
+
+/* Give what goes `there` a source of this node, with a port from which answers find the way back. */
+static __always_inline bool enter_snat(struct entries *entries, const __be32 node_address[4])
+{
+	struct rewrite_key *there = &entries->there, *back = &entries->back;
+	struct rewrite *to_client = &entries->to_client, *from_node = &entries->from_node;
+	set_key(back, there->protocol, IN, there->destination_port, 0);
+	copy_address(back->source, there->destination);
+	copy_address(back->destination, node_address);
+	__builtin_memset(to_client, 0, sizeof(*to_client));
+	__builtin_memset(from_node, 0, sizeof(*from_node));
+	copy_address(to_client->address, there->source);
+	to_client->port = there->source_port;
+	copy_address(from_node->address, node_address);
+	to_client->used = from_node->used = seconds();
+	__u32 first = bpf_get_prandom_u32();
+#pragma unroll
+	for (int attempt = 0; attempt < SNAT_ATTEMPTS; attempt++) {
+		__u16 port = FIRST_SNAT_PORT + (first + attempt * 1013) % SNAT_PORTS;
+		back->destination_port = __builtin_bswap16(port);
+		struct rewrite *taken = rewrites.lookup(back);
+		if (taken && !is_over(entries, taken))
+			continue;
+		from_node->port = back->destination_port;
+		rewrites.update(back, to_client);
+		rewrites.update(there, from_node);
+		return true;
+	}
+	return false;
+}
+
 /*
  * Whether the endpoint is to see the node as its client. It must if it is the client itself, since it would answer
  * without a packet. It can't if it is on the node's own network: packets to it leave by no device.
  */
-static __always_inline bool needs_snat(
-	const struct packet *packet, const struct service *service, const struct backend *backend)
+static __always_inline bool needs_snat(const struct packet *packet, const struct service *service,
+	const struct backend *backend, const __be32 node_address[4])
 {
-	int zero = 0;
-	struct node_facts *facts = node.lookup(&zero);
-	if (facts && is_same(backend->address, packet->is_ipv4 ? facts->address4 : facts->address6))
+	if (is_same(backend->address, node_address))
 		return false;
 	return service->flags & SERVICE_MASQUERADE || is_same(backend->address, packet->key.source);
 }
@@ -194,28 +253,31 @@ static __always_inline bool needs_snat(
 static __always_inline bool enter(const struct packet *packet, const struct service *service,
 	const struct backend *backend, struct rewrite *to_backend)
 {
-	struct rewrite_key answer = {.protocol = packet->key.protocol,
-		.direction = OUT,
-		.source_port = backend->port,
-		.destination_port = packet->key.source_port};
-	struct rewrite_key there = {.protocol = packet->key.protocol,
-		.direction = OUT,
-		.source_port = packet->key.source_port,
-		.destination_port = backend->port};
-	struct rewrite from_service = {.port = packet->key.destination_port};
-	copy_address(answer.source, backend->address);
-	copy_address(answer.destination, packet->key.source);
-	copy_address(there.source, packet->key.source);
-	copy_address(there.destination, backend->address);
-	copy_address(from_service.address, packet->key.destination);
+	int zero = 0;
+	struct node_facts *facts = node.lookup(&zero);
+	struct entries *entries = scratch.lookup(&zero);
+	if (!facts || !entries)
+		return false;
+	const __be32 *node_address = packet->is_ipv4 ? facts->address4 : facts->address6;
+	struct rewrite_key *answer = &entries->answer, *there = &entries->there;
+	struct rewrite *from_service = &entries->from_service;
+	set_key(answer, packet->key.protocol, OUT, backend->port, packet->key.source_port);
+	copy_address(answer->source, backend->address);
+	copy_address(answer->destination, packet->key.source);
+	set_key(there, packet->key.protocol, OUT, packet->key.source_port, backend->port);
+	copy_address(there->source, packet->key.source);
+	copy_address(there->destination, backend->address);
+	__builtin_memset(from_service, 0, sizeof(*from_service));
+	copy_address(from_service->address, packet->key.destination);
+	from_service->port = packet->key.destination_port;
 	copy_address(to_backend->address, backend->address);
 	to_backend->port = backend->port;
 	to_backend->list = service->list;
 	/* The client may have used this port before, for a Service that is masqueraded. */
-	rewrites.delete(&there);
-	if (needs_snat(packet, service, backend) && !enter_snat(packet, &there))
+	rewrites.delete(there);
+	if (needs_snat(packet, service, backend, node_address) && !enter_snat(entries, node_address))
 		return false;
-	rewrites.update(&answer, &from_service);
+	rewrites.update(answer, from_service);
 	rewrites.update((struct rewrite_key *)&packet->key, to_backend);
 	return true;
 }
@@ -332,6 +394,7 @@ static __always_inline int come_in(struct __sk_buff *skb, enum scope scope)
 		return TC_ACT_OK;
 	struct rewrite *known = rewrites.lookup(&packet.key);
 	if (known && stands(&packet, known)) {
+		note_use(known, &packet);
 		to_backend = *known;
 		apply(skb, &packet, &to_backend);
 		return TC_ACT_OK;
@@ -376,6 +439,7 @@ int lb_to_device(struct __sk_buff *skb)
 		return TC_ACT_OK;
 	struct rewrite *known = rewrites.lookup(&packet.key);
 	if (known) {
+		note_use(known, &packet);
 		struct rewrite rewrite = *known;
 		apply(skb, &packet, &rewrite);
 		return TC_ACT_OK;

@@ -23,14 +23,17 @@ from tracer.errors import K8snetError
 from tracer.netprograms import SocketHook
 
 FILES = ("service_lb.c", "service_lb_packets.c")
-# Entries of each map, by its macro in the C. Hash maps grow as they are filled; LRU maps take their memory at once.
-CAPACITIES = {
+FIRST_SNAT_PORT = 49152
+# Macros of the C: entries of each map (hash maps grow as they are filled; LRU maps take their memory at once), and the
+# first of the ports that masqueraded connections get.
+DEFINES = {
     "MAX_SERVICES": 1 << 18,
     "MAX_SLOTS": 1 << 20,
     "MAX_RANGES": 1 << 14,
     "MAX_AFFINITIES": 1 << 14,
     "MAX_SOCKETS": 1 << 15,
-    "MAX_REWRITES": 1 << 15,
+    "MAX_REWRITES": 1 << 16,
+    "FIRST_SNAT_PORT": FIRST_SNAT_PORT,
 }
 MAPS = ("services", "slots", "members", "source_ranges", "node", "affinities", "asked", "rewrites")
 SOCKET_PROGRAMS = {
@@ -46,7 +49,7 @@ SOCKET_PROGRAMS = {
 FROM_OUTSIDE, FROM_POD, TO_DEVICE = "lb_from_outside", "lb_from_pod", "lb_to_device"
 
 
-def load(pins: Path, cgroup: Path, capacities: Mapping[str, int] = CAPACITIES) -> None:
+def load(pins: Path, cgroup: Path, defines: Mapping[str, int] = DEFINES) -> None:
     """Have the newest programs at `cgroup`, and all of it pinned in the directory `pins` of a bpffs.
 
     Forks, so the caller has no threads. Raises K8snetError with what the compiler or the kernel said.
@@ -57,7 +60,7 @@ def load(pins: Path, cgroup: Path, capacities: Mapping[str, int] = CAPACITIES) -
         status = 1
         try:
             os.close(reader)
-            _load(pins, cgroup, capacities)
+            _load(pins, cgroup, defines)
             status = 0
         except (K8snetError, OSError) as error:
             os.write(writer, str(error).encode())
@@ -88,9 +91,9 @@ def open_program(pins: Path, function: str) -> int:
     return fd
 
 
-def _load(pins: Path, cgroup: Path, capacities: Mapping[str, int]) -> None:
+def _load(pins: Path, cgroup: Path, defines: Mapping[str, int]) -> None:
     pins.mkdir(exist_ok=True)
-    programs = bpf.Programs(FILES, capacities)
+    programs = bpf.Programs(FILES, defines)
     redirected = {programs.map_fd(name): _keep_map(pins / name, programs.map_fd(name)) for name in MAPS}
     directory = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     for hook, function in SOCKET_PROGRAMS.items():

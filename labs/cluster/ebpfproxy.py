@@ -33,6 +33,7 @@ from tracer.service_lb import pack_peer
 
 PINS = Path("/sys/fs/bpf/k8snet")
 NODE_PROCESSES = Path("/host/proc")  # the node's /proc, in which all of its pods' processes are
+PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")  # of the node's network, for both IP families
 RETRY_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ def main(container: Container) -> None:
     cgroup = container.facts["node_cgroup"]
     if cgroup is None:
         raise K8snetError("--proxy ebpf needs cgroup v2: its programs are attached to the cgroup of a node")
+    PORT_RANGE.write_text(f"32768 {ebpfloader.FIRST_SNAT_PORT - 1}")
     ebpfloader.load(PINS, Path(cgroup))
     asyncio.run(_run(container))
 

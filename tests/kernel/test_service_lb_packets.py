@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import os
@@ -167,3 +168,23 @@ def test_source_ranges(world: World) -> None:
         return found
 
     assert world.run(act) == [CLIENT[4], "timeout"]
+
+
+def test_ports_of_ended_connections_are_given_anew_and_those_of_living_ones_are_not() -> None:
+    """There are eight of them. Many more connections follow each other; of twelve at once eight find a port."""
+
+    def act(world: World) -> Any:
+        network = Network(world)
+        network.set(4, flags=ServiceFlag.MASQUERADE)
+        ended = [network.call(network.client, 4) for _ in range(40)]
+        with network.pod.run(lambda: socket.create_server(("", TARGET))):
+            living = []
+            for _ in range(12):
+                with contextlib.suppress(TimeoutError):
+                    living.append(network.client.run(lambda: socket.create_connection((SERVICE[4], PORT), timeout=0.5)))
+            return [set(ended) == {NODE[4]}, len(living)]
+
+    with ebpf_world.loaded({**ebpfloader.DEFINES, "FIRST_SNAT_PORT": 65528}) as few:
+        ended, living = few.run(act)
+    assert ended
+    assert 5 <= living <= 8, "which of eight are tried is chance"

@@ -268,7 +268,7 @@ def test_full_maps_are_an_error_and_what_was_there_goes_on() -> None:
             code = error.errno
         return [words, call() == ports[0], code]
 
-    with ebpf_world.loaded({**ebpfloader.CAPACITIES, "MAX_SLOTS": 50}) as small:
+    with ebpf_world.loaded({**ebpfloader.DEFINES, "MAX_SLOTS": 50}) as small:
         words, works, code = small.run(act)
     assert words == "the map members of the Service datapath is full: 99 more entries, room for 49"
     assert works

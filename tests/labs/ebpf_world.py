@@ -55,7 +55,7 @@ class World:
 
 
 @contextlib.contextmanager
-def loaded(capacities: Mapping[str, int] = ebpfloader.CAPACITIES) -> Iterator[World]:
+def loaded(defines: Mapping[str, int] = ebpfloader.DEFINES) -> Iterator[World]:
     """Have the programs loaded; afterwards nothing is left of them."""
     root = find_cgroup_root()
     assert root is not None
@@ -65,7 +65,7 @@ def loaded(capacities: Mapping[str, int] = ebpfloader.CAPACITIES) -> Iterator[Wo
         with tempfile.TemporaryDirectory() as directory:
             pins = Path(directory, "k8snet")
             release, hold = os.pipe()
-            holder, said = _fork(lambda: _hold(pins, cgroup, capacities), (hold, release))
+            holder, said = _fork(lambda: _hold(pins, cgroup, defines), (hold, release))
             os.close(release)
             try:
                 assert said.readline() == "loaded\n", said.read()
@@ -78,11 +78,11 @@ def loaded(capacities: Mapping[str, int] = ebpfloader.CAPACITIES) -> Iterator[Wo
         cgroup.rmdir()
 
 
-def _hold(pins: Path, cgroup: Path, capacities: Mapping[str, int]) -> Iterator[str]:
+def _hold(pins: Path, cgroup: Path, defines: Mapping[str, int]) -> Iterator[str]:
     linux.unshare(linux.CLONE_NEWNS)
     linux.mount("none", "/", flags=linux.MS_REC | linux.MS_PRIVATE)
     linux.mount("bpf", str(pins.parent), "bpf")
-    ebpfloader.load(pins, cgroup, capacities)
+    ebpfloader.load(pins, cgroup, defines)
     yield "loaded\n"
 
 

@@ -249,7 +249,7 @@ class Tables(Generic[Key]):
             if new > room:
                 raise MapFull(
                     f"the map {name} of the Service datapath is full: {new} more entries, room for {room}",
-                    hint="delete Services, or make the map larger (CAPACITIES in labs/cluster/ebpfloader.py)",
+                    hint="delete Services, or make the map larger (DEFINES in labs/cluster/ebpfloader.py)",
                 )
 
     def _write(self, change: Change) -> None:
