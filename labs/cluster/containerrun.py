@@ -16,7 +16,7 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from pathlib import Path
 
-from labs.cluster import cgroups, execsync
+from labs.cluster import cgroups, execsync, linux, terminationmessage
 from labs.cluster.containerio import ContainerIO
 from labs.cluster.containerlogs import ContainerLog, path_of
 from labs.cluster.hooks import HookFailed, run_hook
@@ -27,7 +27,7 @@ from labs.cluster.podwork import PodWork, to_the_end
 from labs.cluster.probes import Prober, Reach
 from labs.cluster.resources import Object
 from labs.cluster.runtime.client import Started
-from labs.cluster.runtime.container import CommandSpec, ContainerSpec
+from labs.cluster.runtime.container import CommandSpec, ContainerSpec, Mount
 from labs.cluster.store import now
 from tracer.errors import K8snetError
 
@@ -57,6 +57,7 @@ class ContainerRun:
         self._trouble: NotStarted | None = None
         self._started: Started
         self._spec: ContainerSpec
+        self._message: Path
         self._began = NEVER_STARTED
 
     async def run(self) -> int:
@@ -113,14 +114,17 @@ class ContainerRun:
         work, container = self._work, self._container
         running = work.running
         spec = container_spec(work.pod, self._entry, work.means.node, running.addresses, work.sources())
-        spec.mounts, mounts = await work.volumes.mounts(self._entry, spec.env)
         if spec.cgroup is not None:
             Path(spec.cgroup).mkdir(parents=True, exist_ok=True)
+        spec.mounts, mounts = await work.volumes.mounts(self._entry, spec.env)
         reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         io = container.io = _make_io(work.pod, self._entry, spec.id)
         begun: list[Started] = []
         try:
             os.set_blocking(writer, True)
+            self._message = terminationmessage.make_file(work.pod, container.name, spec.id)
+            spec.mounts.append(Mount(self._entry["terminationMessagePath"]))
+            mounts.append(linux.clone_mount(str(self._message)))
             starting = work.means.runtime.start(spec, writer, io.ends, running.netns, mounts)
             await to_the_end(starting, begun.append)
         except BaseException:
@@ -240,8 +244,15 @@ class ContainerRun:
             "finishedAt": now(),
             "containerID": f"k8snet://{self._spec.id}",
         }
-        said = self._container.said
-        return {**ended, "message": said["error"]} if "error" in said else ended
+        message = self._container.said.get("error") or self._last_words(status)
+        return {**ended, "message": message} if message else ended
+
+    def _last_words(self, status: int) -> str:
+        """The message that its program left; "" when it left none, or its file is gone with the pod's."""
+        log = path_of(self._work.pod, self._container.name, self._spec.id)
+        with contextlib.suppress(OSError):
+            return terminationmessage.take(self._message, self._entry["terminationMessagePolicy"], status, log)
+        return ""
 
     def _tell(self, reason: str, message: str, *, warning: bool = False) -> None:
         self._work.tell(self._container.name, reason, message, warning=warning)

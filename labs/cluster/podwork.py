@@ -95,17 +95,18 @@ class PodWork:
         current = self.means.store.find(PODS, *key_of(self.pod))
         return current if current is not None and current["metadata"]["uid"] == self.pod["metadata"]["uid"] else None
 
-    def sources(self) -> Sources:
-        """What its environment and volumes may refer to."""
+    def sources(self, *, services: bool = True) -> Sources:
+        """What its environment and volumes may refer to. `services`: only environments do, and there may be many."""
         store, namespace = self.means.store, self.pod["metadata"]["namespace"]
         node = store.find(NODES, "", self.means.node.name) or {}
         configs, secrets = (_by_name(store.list(kind, namespace)) for kind in (CONFIGMAPS, SECRETS))
         allocatable = (node.get("status") or {}).get("allocatable") or {}
-        return Sources(store.list(SERVICES), configs, secrets, allocatable)
+        return Sources(store.list(SERVICES) if services else (), configs, secrets, allocatable)
 
     def origin(self) -> Origin:
         """What its volumes are made of."""
-        return Origin(self.pod, self.sources(), self._token, node_fields(self.means.node, self.running.addresses))
+        sources = self.sources(services=False)
+        return Origin(self.pod, sources, self._token, node_fields(self.means.node, self.running.addresses))
 
     def _token(self, audience: str, seconds: int) -> str:
         """A token of its service account: the last one, until four fifths of its life are over (token_manager.go)."""

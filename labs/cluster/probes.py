@@ -1,11 +1,11 @@
 """Readiness, liveness and startup probes: asking a container again and again whether it is well.
 
 Stands for pkg/kubelet/prober (worker.go, prober.go) and pkg/probe (http, tcp, exec), with their words. Probes come from
-the node's network, as the kubelet's do. Left out: grpc, redirects (a 3xx counts as success, as kubelet counts one that
-leads to another host), and terminationGracePeriodSeconds of a probe.
+the node's network, as the kubelet's do. Left out: grpc, and redirects (a 3xx counts as success, as kubelet counts one
+that leads to another host).
 
 What belongs here: when to ask, one answer, thresholds. What does not: what follows from a result
-(`labs.cluster.kubelet`).
+(`labs.cluster.containerrun`).
 """
 
 from __future__ import annotations

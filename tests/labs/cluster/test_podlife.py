@@ -189,6 +189,20 @@ class TestEnds:
         assert reasons["Initialized"] == ("True", "PodCompleted")
         assert state(kubectl, name)["lastState"] == {}
 
+    def test_what_a_container_leaves_in_words(self, kubectl: Kubectl, name: str, patience: float) -> None:
+        """The file that is mounted for it; or, if the pod wants that, the end of its log when it failed."""
+        asked, policy = f"{name}-a", {"terminationMessagePolicy": "FallbackToLogsOnError"}
+        leave = {"command": [*SHELL, "echo noise; printf 'too %s' tired >/dev/termination-log; exit 4"], **policy}
+        kubectl("apply", "-f", "-", feed=pod(name, leave, restartPolicy="Never"))
+        say = {"command": [*SHELL, "echo first; echo last words >&2; exit 5"], **policy}
+        kubectl("apply", "-f", "-", feed=pod(asked, say, restartPolicy="Never"))
+
+        def message(which: str) -> str:
+            return str(state(kubectl, which)["state"].get("terminated", {}).get("message", ""))
+
+        until(lambda: message(name) == "too tired", patience)
+        until(lambda: message(asked) == "first\nlast words\n", patience)
+
     def test_a_program_that_is_not_there(self, kubectl: Kubectl, name: str, patience: float) -> None:
         once, again = f"{name}-a", f"{name}-b"
         kubectl("apply", "-f", "-", feed=pod(once, {"command": ["no-such-program"]}, restartPolicy="Never"))
