@@ -151,11 +151,18 @@ def test_nothing_of_a_fast_writer_is_lost(kubectl: Kubectl) -> None:
 
 
 def test_following(kubectl: Kubectl) -> None:
-    script = "i=0; while [ $i -lt 5 ]; do i=$((i + 1)); echo line $i; sleep 0.3; done; printf unended"
+    script = "echo zero; echo one; until test -e /run/go; do sleep 0.1; done; echo two; sleep 0.3; printf three"
     kubectl("apply", "-f", "-", feed=yaml.safe_dump(pod("grow", script, restartPolicy="Never")))
-    until(lambda: "line 1" in kubectl("logs", "grow"))
-    assert kubectl("logs", "-f", "grow", "--tail=1").startswith("line ")
-    assert kubectl("logs", "-f", "grow") == "".join(f"line {i}\n" for i in range(1, 6)) + "unended"
+    until(lambda: "one\n" in kubectl("logs", "grow"))
+    env = {"KUBECONFIG": kubectl.kubeconfig, "HOME": str(kubectl.home)}
+    command = [kubectl.program, "logs", "-f", "grow", "--tail=1"]
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as following:
+        assert following.stdout is not None
+        assert following.stdout.readline() == "one\n"
+        kubectl("exec", "grow", "--", "touch", "/run/go")
+        assert following.stdout.read() == "two\nthree"
+        assert following.wait(30) == 0
+    assert kubectl("logs", "-f", "grow") == "zero\none\ntwo\nthree"
 
 
 def test_following_ends_at_the_limit_though_the_container_does_not(each: Kubectl) -> None:
