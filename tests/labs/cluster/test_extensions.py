@@ -59,8 +59,9 @@ async def told(watch: Watch) -> list[tuple[str, str]]:
     """What a watch tells until it is cut off."""
     changes = []
     with contextlib.suppress(Expired):
-        async for change in watch:
-            changes.append((change.kind, change.item["metadata"]["name"]))
+        async with asyncio.timeout(10):
+            async for change in watch:
+                changes.append((change.kind, change.item["metadata"]["name"]))
     return changes
 
 
