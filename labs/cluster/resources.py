@@ -120,6 +120,7 @@ DEPLOYMENTS = Resource("apps", "v1", "deployments", "deployment", "Deployment", 
 REPLICASETS = Resource("apps", "v1", "replicasets", "replicaset", "ReplicaSet", True, ("rs",), ("all",))
 DAEMONSETS = Resource("apps", "v1", "daemonsets", "daemonset", "DaemonSet", True, ("ds",), ("all",))
 CONTROLLERREVISIONS = Resource("apps", "v1", "controllerrevisions", "controllerrevision", "ControllerRevision", True)
+LEASES = Resource("coordination.k8s.io", "v1", "leases", "lease", "Lease", True)
 INGRESSES = Resource("networking.k8s.io", "v1", "ingresses", "ingress", "Ingress", True, ("ing",))
 INGRESSCLASSES = Resource("networking.k8s.io", "v1", "ingressclasses", "ingressclass", "IngressClass", False)
 NETWORKPOLICIES = Resource(
@@ -134,6 +135,7 @@ ALL = (
     *(NAMESPACES, NODES, PODS, SERVICES, ENDPOINTS, CONFIGMAPS, SECRETS, SERVICEACCOUNTS, EVENTS),
     *(DEPLOYMENTS, REPLICASETS, DAEMONSETS, CONTROLLERREVISIONS),
     ENDPOINTSLICES,
+    LEASES,
     EVENTS_V1,
     *(INGRESSES, INGRESSCLASSES, NETWORKPOLICIES),
     DEFINITIONS,

@@ -46,6 +46,7 @@ _GROUPS = {
     "networking.k8s.io": "networking_v1",
     "events.k8s.io": "events_v1",
     "autoscaling": "autoscaling_v1",
+    "coordination.k8s.io": "coordination_v1",
     "apiextensions.k8s.io": "apiextensions_v1",
 }
 

@@ -25,6 +25,7 @@ from labs.cluster import (
     events,
     firstobjects,
     garbage,
+    leases,
     linux,
     loadbalancers,
     manifests,
@@ -147,6 +148,7 @@ class World:
         balance = loadbalancers.reconciler(self.store, self.options.plan, announce)
         self._run("load balancers", loadbalancers.WATCHED, balance)
         self._keep("sweep", self._sweep)
+        self._keep("leases", functools.partial(leases.keep, self.store))
         self._keep("machine", self._mend_machine)
         self._keep(outside.NAME, self.client_host.run)
         for node in self.nodes:

@@ -24,6 +24,7 @@ ROOTS = {
     "apps_v1": ["Deployment", "ReplicaSet", "DaemonSet", "ControllerRevision"],
     "networking_v1": ["Ingress", "IngressClass", "NetworkPolicy"],
     "discovery_v1": ["EndpointSlice"],
+    "coordination_v1": ["Lease"],
     "autoscaling_v1": ["Scale"],
     "policy_v1": ["Eviction"],
     "authentication_v1": ["TokenRequest", "SelfSubjectReview"],

@@ -18,6 +18,7 @@ ROOTS = {
     "core_v1": ["Namespace", "Node", "Pod", "Service", "Endpoints", "ConfigMap", "Secret", "ServiceAccount", "Event"],
     "discovery_v1": ["EndpointSlice"],
     "apps_v1": ["Deployment", "ReplicaSet", "DaemonSet", "ControllerRevision"],
+    "coordination_v1": ["Lease"],
     "networking_v1": ["Ingress", "IngressClass", "NetworkPolicy"],
     "events_v1": ["Event"],
     "autoscaling_v1": ["Scale"],

@@ -328,6 +328,10 @@ def _controller_revision(item: Object) -> Cells:
     return [item["metadata"]["name"], kind, item["revision"], age(item)]
 
 
+def _lease(item: Object) -> Cells:
+    return [item["metadata"]["name"], (item.get("spec") or {}).get("holderIdentity", ""), age(item)]
+
+
 def _scale(item: Object) -> Cells:
     return [item["metadata"]["name"], item["spec"].get("replicas", 0), item["status"]["replicas"], age(item)]
 
@@ -366,6 +370,7 @@ _TABLES: dict[str, tuple[tuple[str, ...], Callable[[Object], Cells]]] = {
     "Deployment": (("Name", "Ready", "Up-to-date", "Available", "Age", *_TEMPLATE_COLUMNS), _deployment),
     "ReplicaSet": (("Name", "Desired#", "Current#", "Ready#", "Age", *_TEMPLATE_COLUMNS), _replicaset),
     "ControllerRevision": (("Name", "Controller", "Revision", "Age"), _controller_revision),
+    "Lease": (("Name", "Holder", "Age"), _lease),
     "Scale": (("Name", "Desired#", "Available#", "Age"), _scale),
     "DaemonSet": (
         (
