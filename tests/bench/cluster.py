@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import shutil
 import statistics
 import subprocess
@@ -54,9 +53,14 @@ class Result:
         """The one that counts."""
         return statistics.median(self.values)
 
+    @property
+    def met(self) -> bool | None:
+        """Whether it is what it should be; None where nothing is promised."""
+        return None if self.target is None else self.median <= self.target
+
     def to_json(self) -> dict[str, Any]:
-        """For a file."""
-        return {**asdict(self), "median": self.median}
+        """As `-o json` prints it."""
+        return {**asdict(self), "median": self.median, "met": self.met}
 
 
 def measure_cluster(runs: int, say: Say) -> list[Result]:
@@ -174,14 +178,10 @@ def _slice(number: int, endpoints: Sequence[int]) -> dict[str, Any]:
 
 def table(results: Sequence[Result]) -> str:
     """The results as a Markdown table."""
-    lines = ["| what | median | range | should be at most |", "|---|---|---|---|"]
+    lines = ["| what | median | range | should be at most | is it |", "|---|---|---|---|---|"]
     for result in results:
         spread = f"{min(result.values):.2f} to {max(result.values):.2f}" if len(result.values) > 1 else ""
         target = f"{result.target:g} {result.unit}" if result.target is not None else ""
-        lines.append(f"| {result.what} | {result.median:.2f} {result.unit} | {spread} | {target} |")
+        met = "" if result.met is None else "yes" if result.met else "no"
+        lines.append(f"| {result.what} | {result.median:.2f} {result.unit} | {spread} | {target} | {met} |")
     return "\n".join(lines)
-
-
-def write(results: Sequence[Result], path: Path) -> None:
-    """All results as JSON."""
-    path.write_text(json.dumps([result.to_json() for result in results], indent=2) + "\n")

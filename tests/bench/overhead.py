@@ -52,7 +52,7 @@ class Result:
     pairs: list[Pair] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """As written to the file of --json."""
+        """As `-o json` prints it."""
         return {"tool": self.tool, "pairs": [{**_plain(pair), "slowdown": pair.slowdown} for pair in self.pairs]}
 
 

@@ -9,7 +9,6 @@ run is other work on the machine, so the fastest run counts, and each is told be
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import subprocess
@@ -84,7 +83,7 @@ class Result:
     limit: float
 
     def to_json(self) -> dict[str, Any]:
-        """As written to the file of --json."""
+        """As `-o json` prints it."""
         return asdict(self)
 
 
@@ -229,8 +228,3 @@ def table(results: Sequence[Result]) -> str:
 
 
 _PROGRAMS = {" ".join(mode.printer) for mode in MODES.values()}
-
-
-def write(results: Sequence[Result], path: Path) -> None:
-    """All results as JSON."""
-    path.write_text(json.dumps([result.to_json() for result in results], indent=2) + "\n")
