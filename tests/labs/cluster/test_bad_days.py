@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import json
 import random
 import secrets
 import socket
@@ -24,9 +25,15 @@ from urllib.parse import quote
 import aiohttp
 import pytest
 import yaml
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 from yarl import URL
 
 from labs.cluster import control
+from labs.cluster.api.server import ApiServer
+from labs.cluster.certificates import TokenIssuer
+from labs.cluster.options import AddressPlan
+from labs.cluster.store import Store
 from tests.labs.lab import COMMAND_SECONDS, REPOSITORY, Lab
 
 pytestmark = pytest.mark.root
@@ -225,6 +232,22 @@ async def watch_many(kubeconfig: str, directory: Path) -> tuple[list[str], float
         async with client.post("/api/v1/namespaces/default/configmaps", json=document) as response:
             assert response.status == 201
     return [task.result() for task in tasks], seconds
+
+
+def test_a_handler_that_fails_is_an_answer_and_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_: object) -> None:
+        raise RuntimeError("boom")
+
+    async def ask() -> web.StreamResponse:
+        server = ApiServer(Store(), TokenIssuer(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), AddressPlan((4,)))
+        return await server._handle(make_mocked_request("GET", "/api/v1/pods"))
+
+    monkeypatch.setattr(ApiServer, "_answer", fail)
+    response = asyncio.run(ask())
+    assert isinstance(response, web.Response) and isinstance(response.body, bytes)
+    document = json.loads(response.body)
+    assert (response.status, document["kind"], document["reason"]) == (500, "Status", "InternalError")
+    assert document["message"] == "Internal error occurred: boom"
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from tests.labs.machine import Machine
 pytestmark = pytest.mark.root
 
 SUPERVISOR_MOMENTS = 10
-GUARDIAN_MOMENTS = 4
+GUARDIAN_MOMENTS = 3
 
 
 @dataclass(frozen=True)
