@@ -2,8 +2,10 @@
 
 Stands for what is behind `proxy.Provider` (pkg/proxy/types.go) and `ProxyServer.createProxier` in cmd/kube-proxy: one
 backend for each IP family, and the same shape for both modes, so that the part that follows the API need not know which
-one it has. (What takes kube-proxy's place with eBPF is another program: `labs.cluster.ebpfproxy`.) What belongs here: calling iptables-restore, nft and conntrack, knowing whether the kernel still holds what
-was loaded. What does not: what rules say and which of them a change touches (`labs.cluster.proxy`), watching the API
+one it has. (What takes kube-proxy's place with eBPF is another program: `labs.cluster.ebpfproxy`.)
+
+What belongs here: calling iptables-restore, nft and conntrack, knowing whether the kernel still holds what was loaded.
+What does not: what rules say and which of them a change touches (`labs.cluster.proxy`), watching the API
 (`labs.cluster.kubeproxy`).
 """
 
