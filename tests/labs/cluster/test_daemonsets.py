@@ -153,6 +153,14 @@ class TestUpdates:
         assert (min(ready for _, ready in seen), max(total for total, _ in seen)) == (4, 5)
         assert driver.images() == ["http-echo:v2"] * 4
 
+    def test_the_old_one_stays_while_the_new_one_does_not_serve(self, driver: Driver) -> None:
+        rolling = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+        create(driver, updateStrategy=rolling)
+        driver.settle()
+        driver.set_image(DAEMONSETS, "bogus")
+        driver.run(10)
+        assert driver.images() == ["bogus", *["http-echo"] * 4]
+
     def test_broken_ones_go_at_once(self, driver: Driver) -> None:
         create(driver)
         driver.run(3)
