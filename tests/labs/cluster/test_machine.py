@@ -113,7 +113,9 @@ def test_every_kind_of_change_would_be_seen() -> None:
         assert {line.split()[-1] for line in left} == {"unshare", "sleep"}, "also in a pid namespace below"
 
 
-@pytest.mark.parametrize("options", [(), ("--proxy", "nftables", "--cni", "vxlan", "--ip-family", "dual")])
+@pytest.mark.parametrize(
+    "options", [(), ("--proxy", "nftables", "--cni", "vxlan", "--ip-family", "dual"), ("--proxy", "ebpf")]
+)
 def test_a_cluster_changes_nothing(own: Own, options: tuple[str, ...], patience: float) -> None:
     with Lab(options, name=f"{own.machine.name}-x", machine=own.machine) as cluster:
         assert len(own.machine.left()) > 20, "files, a cgroup, guardian, supervisor, nodes, pods"
