@@ -23,7 +23,7 @@ from tracer.render import Span
 from tracer.rule_sentences import fraction, packets, sentence
 from tracer.rules.answer import Backend, Explanation, Otherwise
 from tracer.rules.model import Origin, Table
-from tracer.rules.trail import Step, Visited
+from tracer.rules.trail import Passed, Step, Visited
 from tracer.service_table import duration_label, endpoint_label
 
 MOST_ALIKE = 6  # branches by chance that are shown one by one, unless all are asked for
@@ -196,6 +196,24 @@ def _result(told: Explanation, width: int, verbose: bool) -> Iterator[Line]:
         yield (Span(f"   … and {len(told.backends) - len(backends)} more (-v shows all)", "dim"),)
     for words in _remarks(told):
         yield from _wrapped("   ", "     ", [Span(escape(words), "dim")], width)
+    if verbose:
+        yield (Span(f"   passed: {passed_words(told.passed)}", "dim"),)
+
+
+def passed_words(passed: Passed) -> str:
+    """10,012 rules in 6 chains, 2 map look-ups. Where chance makes the way longer or shorter, as a mean."""
+    counts = []
+    if passed.rules or not passed.lookups:
+        counts.append(f"{_many(passed.rules, 'rule')} in {_many(passed.chains, 'chain')}")
+    if passed.lookups:
+        counts.append(_many(passed.lookups, "map look-up"))
+    is_mean = any(round(count, 3) % 1 for count in (passed.rules, passed.chains, passed.lookups))
+    return ", ".join(counts) + (" on average" if is_mean else "")
+
+
+def _many(count: float, what: str) -> str:
+    number = f"{count:,.1f}" if round(count, 3) % 1 else f"{round(count):,}"
+    return f"{number} {what}{'' if number == '1' else 's'}"
 
 
 def _verdict(told: Explanation, width: int) -> Iterator[Line]:

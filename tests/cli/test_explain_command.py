@@ -155,6 +155,7 @@ class TestJson:
             "affinity_seconds": None,
             "depends": [],
             "otherwise": [],
+            "passed": {"rules": 8.5, "chains": 6, "lookups": 0},
             "notes": [],
         }
         assert [(step["chain"], step["rule"], step["effect"], step["probability"]) for step in steps] == [

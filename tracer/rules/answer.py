@@ -9,10 +9,10 @@ lists them, and `otherwise` what else may happen.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from tracer.rules.trail import Step, Visited
+from tracer.rules.trail import Passed, Step, Visited
 
 
 class Question(NamedTuple):
@@ -85,7 +85,8 @@ class Explanation:
     verdict: dnat: translated to a backend · accept: let through to where it was sent, by a rule that says so or changes
     its source · untouched: let through, and no rule said anything · reject, drop: no packet gets through. Of several
     outcomes by chance, the first of these that has a share; `shares` and `outcomes` have them all.
-    masquerade: every packet that gets through has its source changed. `masquerade_why`: by which rules.
+    masquerade: every packet that gets through has its source changed. `masquerade_why`: by which rules. passed: what a
+    packet passes until then.
     """
 
     question: Question
@@ -103,6 +104,7 @@ class Explanation:
     visited: tuple[Visited, ...]
     otherwise: tuple[Otherwise, ...]
     notes: tuple[str, ...]
+    passed: Passed = field(default_factory=Passed)
 
     @property
     def depends(self) -> tuple[Step, ...]:
@@ -135,6 +137,11 @@ class Explanation:
             "passed_over": [_visited_json(visit) for visit in self.visited if visit.passed],
             "depends": [text for step in self.depends for text in step.on],
             "otherwise": [each._asdict() for each in self.otherwise],
+            "passed": {
+                "rules": _count(self.passed.rules),
+                "chains": _count(self.passed.chains),
+                "lookups": _count(self.passed.lookups),
+            },
             "notes": list(self.notes),
         }
 
@@ -142,6 +149,12 @@ class Explanation:
 def endpoint_text(ip: str, port: int) -> str:
     """10.0.0.1:80, [fd00::1]:80."""
     return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
+
+
+def _count(mean: float) -> int | float:
+    """A whole number where all ways are equally long, or come out even."""
+    rounded = round(mean, 3)
+    return int(rounded) if rounded == int(rounded) else rounded
 
 
 def _rounded(probability: float) -> float:

@@ -156,6 +156,7 @@ class _Answer:
             visited=tuple(self._trail.visited),
             otherwise=tuple(self._otherwise()),
             notes=(*notes, *self._trail.notes, *self._assumptions(steps)),
+            passed=self._trail.passed,
         )
 
     def _assumptions(self, steps: Iterable[Step]) -> Iterator[str]:

@@ -10,10 +10,12 @@ from tracer.rules.condition_words import condition_words
 from tracer.rules.conditions import ABSENT, fields, holds, recent_entry, recent_holds
 from tracer.rules.ipsets import Ipsets
 from tracer.rules.lookups import Lookups
-from tracer.rules.model import Chance, Condition, Every, Match, Recent, Table
+from tracer.rules.model import Chance, Condition, Every, Match, Origin, Recent, Table
 from tracer.rules.packet import Packet, Place
 from tracer.rules.trail import Trail
 from tracer.rules.worlds import Worlds, by_chance, changed, merge
+
+_BITS = ("ct state", "ct status", "tcp flags")  # of which nft compares several at once, as a mask
 
 
 class Sieve:
@@ -51,6 +53,10 @@ class Sieve:
             return self._in_turn(condition, worlds)
         held: Worlds = {}
         failed: Worlds = {}
+        if isinstance(condition, Match) and _is_lookup(condition, self._table.origin):
+            self._trail.passed.lookups += sum(
+                weight for packet, weight in worlds.items() if self._has(condition, packet)
+            )
         for packet, weight in worlds.items():
             answer = self._answer(condition, packet)
             if answer is None:
@@ -101,6 +107,10 @@ class Sieve:
             return recent_holds(condition, packet)
         return None
 
+    def _has(self, match: Match, packet: Packet) -> bool:
+        """Whether the packet has what is looked up: of `udp dport @ports`, the protocol is compared before."""
+        return match.keys[0].startswith("ipset ") or ABSENT not in fields(match.keys, packet, self._place)
+
     def _in_set(self, match: Match, packet: Packet) -> bool | None:
         actuals = fields(match.keys, packet, self._place)
         if ABSENT in actuals:
@@ -136,3 +146,10 @@ class Sieve:
         """It can't be told whether the rule at hand applies, because of a condition in these words."""
         if words not in self.on:
             self.on.append(words)
+
+
+def _is_lookup(match: Match, origin: Origin) -> bool:
+    """Whether the kernel looks in a set for it: a named one, or one in braces, which nft makes a set of its own."""
+    if match.set is not None:
+        return True
+    return origin is Origin.NFTABLES and len(match.values) > 1 and not match.keys[0].startswith(_BITS)

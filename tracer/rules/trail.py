@@ -69,6 +69,25 @@ class Visited(NamedTuple):
         return self.met - len(self.took)
 
 
+@dataclass(slots=True)
+class Passed:
+    """What a packet passes on its way, as a mean over all packets: where chance decides, ways differ in length.
+
+    rules: whose conditions the kernel tries, whether they hold or not. chains: that it walks through. lookups: in maps
+    and sets, wherever a rule or a program makes them.
+    """
+
+    rules: float = 0.0
+    chains: float = 0.0
+    lookups: float = 0.0
+
+    def add(self, other: Passed, share: float = 1.0) -> None:
+        """What this share of packets passes besides."""
+        self.rules += other.rules * share
+        self.chains += other.chains * share
+        self.lookups += other.lookups * share
+
+
 class Trail:
     """The steps of a walk, in the order in which packets meet them, and all else that it found."""
 
@@ -78,6 +97,7 @@ class Trail:
         self.visited: list[Visited] = []
         self.notes: dict[str, None] = {}
         self.affinity: int | None = None
+        self.passed = Passed()
         self.counters = False  # some rule took packets in turn
 
     def record(

@@ -44,7 +44,7 @@ from tracer.rules.packet import Packet, Place
 from tracer.rules.refusals import candidates
 from tracer.rules.sieve import Sieve
 from tracer.rules.statements import change_other, rejects, set_mark, shortened_map
-from tracer.rules.trail import Ended, Step, Trail, Visited
+from tracer.rules.trail import Ended, Passed, Step, Trail, Visited
 from tracer.rules.worlds import Worlds, changed, merge, scaled
 
 MOST_WORLDS = 20_000
@@ -65,6 +65,7 @@ class _Memory:
     accepted: Worlds
     ended: list[Ended]
     step: int | None
+    passed: Passed
 
 
 class Walker:
@@ -106,21 +107,24 @@ class Walker:
             memory = self._memory[key] = self._walk_anew(place, table, chain, worlds, step, scale)
         else:
             step.same_as = memory.step
+        self.trail.passed.add(memory.passed, scale)
         merge(self._accepted, scaled(memory.accepted, scale))
         self.trail.ended += (each._replace(probability=each.probability * scale) for each in memory.ended)
         return scaled(memory.returned, scale)
 
     def _walk_anew(self, place: Place, table: Table, chain: Chain, worlds: Worlds, step: Step, scale: float) -> _Memory:
-        outer_accepted, outer_ended = self._accepted, self.trail.ended
-        self._accepted, self.trail.ended = {}, []
+        outer_accepted, outer_ended, outer_passed = self._accepted, self.trail.ended, self.trail.passed
+        self._accepted, self.trail.ended, self.trail.passed = {}, [], Passed()
         self._active.append(chain.name)
         first = len(self.trail.steps)
         returned = _Chain(self, place, table, chain, step.number).walk(worlds)
         self._active.pop()
         ended = [each._replace(probability=each.probability / scale) for each in self.trail.ended]
         told = step.number if len(self.trail.steps) > first else None
-        memory = _Memory(scaled(returned, 1 / scale), scaled(self._accepted, 1 / scale), ended, told)
-        self._accepted, self.trail.ended = outer_accepted, outer_ended
+        passed = Passed()
+        passed.add(self.trail.passed, 1 / scale)
+        memory = _Memory(scaled(returned, 1 / scale), scaled(self._accepted, 1 / scale), ended, told, passed)
+        self._accepted, self.trail.ended, self.trail.passed = outer_accepted, outer_ended, outer_passed
         return memory
 
 
@@ -144,9 +148,13 @@ class _Chain:
         rules = self._chain.rules
         took = []
         met = len(rules)
+        alive, tried, passed = sum(worlds.values()), 0, self._trail.passed
+        passed.chains += alive
         for index in candidates(self._table, self._chain, self._place.flow, worlds):
             self._sieve.begin(index)
             taken, worlds = self._apply(rules[index], worlds)
+            passed.rules += alive * (index + 1 - tried)
+            alive, tried = sum(worlds.values()), index + 1
             if taken:
                 took.append(index)
             if len(worlds) > MOST_WORLDS:
@@ -156,6 +164,7 @@ class _Chain:
             if not worlds:
                 met = index + 1
                 break
+        passed.rules += alive * (len(rules) - tried)
         self._trail.visited.append(
             Visited(self._place.hook, self._table, self._chain.name, self._parent, met, tuple(took))
         )
@@ -274,6 +283,7 @@ class _Chain:
         left: Worlds = {}
         going: Worlds = {}
         again: Worlds = {}
+        self._trail.passed.lookups += sum(worlds.values())
         if lookup.mode == "inc" and lookup.modulus > 1:
             worlds, again = self._sieve.at_counter(worlds)
         verdicts: dict[tuple[Verdict, str | None], Worlds] = {}
@@ -306,6 +316,8 @@ class _Chain:
         done: Worlds = {}
         if not self._in_nat:
             return worlds, {}
+        if nat.lookup is not None:
+            self._trail.passed.lookups += sum(worlds.values())
         number = len(self._trail.steps)
         destination = translation.changes_destination(nat, self._place)
         for packet, weight in worlds.items():
