@@ -261,6 +261,7 @@ static __always_inline __u8 outcome_of_error(int error)
 		return OUTCOME_UNREACHABLE;
 	case ERROR_PERM:
 	case ERROR_ACCES:
+	case ERROR_CONNREFUSED: /* by a program: no packet was sent that somebody could have refused */
 		return OUTCOME_REJECTED;
 	default:
 		return OUTCOME_UNKNOWN;
@@ -393,7 +394,7 @@ static __always_inline void finish_connect(const struct asked *asked, __u64 sk, 
 		else
 			asked_by_socket.delete(&sk);
 	} else if (result == -ERROR_NETUNREACH || result == -ERROR_HOSTUNREACH || result == -ERROR_PERM ||
-		   result == -ERROR_ACCES || result == -ERROR_ADDRNOTAVAIL) {
+		   result == -ERROR_ACCES || result == -ERROR_ADDRNOTAVAIL || result == -ERROR_CONNREFUSED) {
 		if (protocol == PROTOCOL_TCP || protocol == PROTOCOL_UDP)
 			fail_unrouted(asked, sk, protocol, -result);
 	}

@@ -41,6 +41,18 @@ int redirect(struct bpf_sock_addr *ctx)
 }
 """
 
+# As for a Service without endpoints (bpf/service_lb.c): connect() fails as the program says.
+REFUSE = """
+#include <uapi/linux/bpf.h>
+int refuse(struct bpf_sock_addr *ctx)
+{
+        if (ctx->user_ip4 != ASKED)
+                return 1;
+        bpf_set_retval(-111);
+        return 0;
+}
+"""
+
 # Runs in the cgroup and the namespace; says its process id.
 CLIENT = """
 import os, socket, sys
@@ -65,8 +77,8 @@ def word(address: str) -> int:
 
 
 @contextlib.contextmanager
-def redirected() -> Iterator[Path]:
-    """A cgroup whose processes are redirected from ASKED to BACKEND, at the socket."""
+def redirected(text: str = REDIRECT, name: bytes = b"redirect") -> Iterator[Path]:
+    """A cgroup whose processes meet a program at the socket, which redirects them from ASKED to BACKEND by default."""
     from bcc import BPF
 
     from tracer.bpf import program_directory
@@ -78,11 +90,11 @@ def redirected() -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BCC_KERNEL_SOURCE", str(program_directory() / "include" / "kernel"))
         flags = [f"-DASKED={word(ASKED)}u", f"-DBACKEND={word(BACKEND)}u"]
-        programs = [BPF(text=REDIRECT.encode(), cflags=flags) for _ in (CONNECT4, SENDMSG4)]
+        programs = [BPF(text=text.encode(), cflags=flags) for _ in (CONNECT4, SENDMSG4)]
     descriptor = os.open(path, os.O_RDONLY)
     try:
         for program, kind in zip(programs, (CONNECT4, SENDMSG4), strict=True):
-            function = program.load_func(b"redirect", SOCK_ADDR, attach_type=kind)
+            function = program.load_func(name, SOCK_ADDR, attach_type=kind)
             program.attach_func(function, descriptor, kind, 0)
         yield path
     finally:
@@ -181,3 +193,21 @@ def test_both_ways_of_translation_at_once(cgroup: Path, net: Net, tracer: Tracer
     assert addresses(record.shape) == (ASKED, 80, "10.0.2.4", 8001)
     assert record.shape.flags == Flag.SOCKET | Flag.DNAT
     assert record.shape.nat_netns == router.inode
+
+
+@pytest.mark.parametrize("kind", ["SOCK_STREAM", "SOCK_DGRAM"])
+def test_a_connect_that_a_program_refuses_is_told_without_a_packet(
+    cgroup: Path, net: Net, tracer: Tracer, kind: str
+) -> None:
+    """Beside the fixture's programs, which keep the tracepoint backend looking."""
+    client, _, _ = net
+    with redirected(REFUSE, b"refuse") as refusing:
+        command = [sys.executable, "-c", CLIENT, str(refusing), kind, "connect", ASKED, "80"]
+        done = subprocess.run(
+            ["nsenter", f"--net={client.path}", *command], capture_output=True, text=True, check=False
+        )
+    assert "ConnectionRefusedError" in done.stderr
+    (record,) = tracer.collect(1, client)
+    assert addresses(record.shape) == (ASKED, 80, "0.0.0.0", 0)
+    assert (record.shape.outcome, record.shape.errno, record.shape.flags) == (Outcome.REJECTED, 111, 0)
+    assert record.shape.protocol == (IPPROTO_TCP if kind == "SOCK_STREAM" else IPPROTO_UDP)
