@@ -164,6 +164,16 @@ def maps_of_program(number: int) -> list[int]:
         os.close(fd)
 
 
+def programs_with_map(number: int) -> Iterator[int]:
+    """Ids of all programs of the machine that use the map with this id. Raises OSError where that may not be asked."""
+    following = ctypes.c_uint32(0)
+    while btf.library().bpf_prog_get_next_id(following, ctypes.byref(following)) == 0:
+        if number in maps_of_program(following.value):
+            yield following.value
+    if ctypes.get_errno() != errno.ENOENT:
+        raise _error()
+
+
 def maps_by_name(programs: Iterable[int]) -> dict[str, Map]:
     """Open the maps that programs use, by name; whoever asks closes them. The first program's win."""
     found: dict[str, Map] = {}

@@ -176,7 +176,7 @@ def _listed(ports: Sequence[ServicePort]) -> str:
 
 
 def _unknown(asked: AskedService, services: ServiceMap) -> UsageError:
-    known = sorted({f"{port.namespace}/{port.name}" for port in services.services})
+    known = sorted({port.full_name for port in services.services if port.full_name is not None})
     wanted = f"{asked.namespace}/{asked.name}"
     if not known:
         return UsageError(f"the rules hold no Services, so not {wanted} either", hint="k8snet-trace services")

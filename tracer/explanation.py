@@ -109,13 +109,13 @@ class _Tree:
         children = self._children[step.number]
         visits = self._visits[step.number]
         inner = indent + ("   " if is_last else "│  ")
-        label = f"{step.chain} {step.rule}" if step.rule is not None else f"{step.chain} policy"
+        label = _step_label(step)
         words = [Span(escape(label), "process"), Span(": "), Span(escape(sentence(step)), _style(step))]
         if 0.0 < step.probability < 1.0 - 1e-9:
             words.insert(1, Span(f" ({fraction(step.probability)} of packets)", "good"))
         yield from _wrapped(indent + ("└─ " if is_last else "├─ "), inner, words, self._width)
         below = inner + ("│  " if children or visits else "   ")
-        if step.rule is not None:
+        if step.rule is not None or step.table.origin is Origin.EBPF:
             text = [Span(escape(step.text), "dim")]
             yield from _limited(_wrapped(below, below, text, self._width), None if self._verbose else MOST_LINES)
         if step.same_as is not None:
@@ -171,8 +171,17 @@ def _count(visit: Visited) -> str:
     return f"{visit.passed:,} rule{'s' if visit.passed != 1 else ''} passed over"
 
 
+def _step_label(step: Step) -> str:
+    """Where a step is: in a chain, or in the list of a Service's endpoints."""
+    if step.table.origin is Origin.EBPF:
+        return "service" if step.rule is None else f"slot {step.rule}"
+    return f"{step.chain} policy" if step.rule is None else f"{step.chain} {step.rule}"
+
+
 def _table_label(table: Table) -> str:
     """As people call it: the engine matters where it is not the usual one."""
+    if table.origin is Origin.EBPF:
+        return f"map {table.name} (eBPF)"
     if table.origin is Origin.NFTABLES:
         return f"table {escape(table.family)} {escape(table.name)}"
     return f"table {escape(table.name)} ({table.origin.value})"
@@ -240,6 +249,8 @@ def _verdict_words(told: Explanation) -> str:
 def _refusal(told: Explanation) -> str:
     """What kube-proxy says of it: no endpoints."""
     for step in told.steps:
+        if step.table.origin is Origin.EBPF and step.text.endswith("endpoints"):
+            return f"the Service has no {step.text.rpartition(' has no ')[2]}"
         comment = step.comment or ""
         for words in ("has no endpoints", "has no local endpoints"):
             if comment.endswith(words):
@@ -290,7 +301,7 @@ def _masquerade(told: Explanation) -> str:
     """By which rule the source is changed, and which one made it so."""
     *marking, changing = told.masquerade_why
     words = "masqueraded" if told.masquerade else "in part masqueraded"
-    words += f" by {changing.chain} {changing.rule}"
+    words += f" by {_step_label(changing)}" + (" as it leaves" if changing.table.origin is Origin.EBPF else "")
     if marking:
         why = packets(marking[0])
         words += f", as {marking[0].chain} {marking[0].rule} has it marked" + (f" ({why})" if why else "")

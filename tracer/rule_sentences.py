@@ -17,6 +17,7 @@ from tracer.rules.model import (
     Lookup,
     Match,
     Nat,
+    Origin,
     Part,
     Recent,
     SetMark,
@@ -62,6 +63,8 @@ _REASONS = {
 
 def sentence(step: Step) -> str:
     """What the rule of a step does, and with which packets."""
+    if step.table.origin is Origin.EBPF:
+        return _by_program(step)
     if step.rule is None:
         return "no rule decided: the policy of the chain drops it"
     deed = _deed(step)
@@ -70,6 +73,16 @@ def sentence(step: Step) -> str:
         return f"depends on {', '.join(step.on)}" + (", which may do anything" if unknown else f": if so, {deed}")
     who = packets(step)
     return f"{who}: {deed}" if who else f"every packet {deed}" if step.probability > 1.0 - 1e-9 else deed
+
+
+def _by_program(step: Step) -> str:
+    """What a program of the eBPF datapath does, instead of a rule."""
+    at_socket = step.hook == "socket"
+    if step.effect == "dnat":
+        return f"{'the socket calls' if at_socket else 'the packet goes to'} {step.target} instead"
+    if step.effect == "reject":
+        return "connect() fails at once, without a packet" if at_socket else "refused, by an ICMP error"
+    return "left to the program at the device" if step.effect == "continue" else "dropped"
 
 
 def fraction(probability: float) -> str:

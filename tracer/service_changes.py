@@ -17,7 +17,7 @@ from typing import Any
 from tracer.escape import escape
 from tracer.render import share
 from tracer.rules.services import Address, Endpoint, ServiceMap, ServicePort
-from tracer.service_table import REFUSED, address_label, duration_label, endpoint_label
+from tracer.service_table import REFUSED, address_label, duration_label, endpoint_label, service_label
 
 Key = tuple[str, str, str | None, str, int]
 _MOST_NAMED = 8  # addresses in one list; of more, the number is told
@@ -74,7 +74,8 @@ def changes(before: ServiceMap, after: ServiceMap) -> list[ServiceChange]:
 
 
 def _key(service: ServicePort) -> Key:
-    return service.namespace, service.name, service.port_name, service.protocol, service.family
+    name = service.name or service_label(service)
+    return service.namespace or "", name, service.port_name, service.protocol, service.family
 
 
 def _by_key(found: ServiceMap) -> dict[Key, ServicePort]:
@@ -91,14 +92,14 @@ def _several_ports(services: Iterable[ServicePort]) -> set[tuple[str, str]]:
     """The Services that have more ports than one, of which therefore each needs its name."""
     ports: dict[tuple[str, str], set[str | None]] = {}
     for service in services:
-        ports.setdefault((service.namespace, service.name), set()).add(service.port_name)
+        ports.setdefault(_key(service)[:2], set()).add(service.port_name)
     return {name for name, of_it in ports.items() if len(of_it) > 1}
 
 
 def _label(key: Key, several: set[tuple[str, str]]) -> str:
     namespace, name, port_name, *_ = key
     port = f":{port_name}" if port_name and (namespace, name) in several else ""
-    return escape(f"{namespace}/{name}{port}")
+    return escape(f"{namespace}/{name}{port}" if namespace else name)
 
 
 def _sentences(before: ServicePort | None, after: ServicePort | None) -> Iterator[str]:

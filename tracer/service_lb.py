@@ -14,7 +14,7 @@ import ipaddress
 import socket
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,6 +53,7 @@ class ServiceFlag(enum.IntFlag):
     HAS_RANGES = 2
     DENIES_NODE = 4
     MASQUERADE = 8
+    LOCAL = 16
 
 
 class Frontend(NamedTuple):
@@ -127,6 +128,13 @@ class NodeFacts(NamedTuple):
         addresses = [bytes(16) if ip is None else pack_ip(ip) for ip in (self.ipv4, self.ipv6)]
         return NODE_FACTS.pack(self.netns_cookie, *addresses, self.netns, 0)
 
+    @classmethod
+    def unpack(cls, value: bytes) -> NodeFacts:
+        """The other way."""
+        cookie, *addresses, netns, _ = NODE_FACTS.unpack(value)
+        ipv4, ipv6 = (unpack_ip(packed) if any(packed) else None for packed in addresses)
+        return cls(cookie, ipv4, ipv6, netns)
+
 
 def pack_slot(number: int, slot: int) -> bytes:
     """The key in `slots` of one slot of a list."""
@@ -172,32 +180,66 @@ def unpack_port(packed: bytes) -> int:
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
 
 @dataclass(frozen=True, slots=True)
 class Datapath:
-    """All that a node's datapath knows: every Service address, and the slots of every list in their order."""
+    """All that a node's datapath knows: every Service address, and the slots of every list in their order.
+
+    ranges: loadBalancerSourceRanges by port_id. node: None until the proxy has told the programs.
+    """
 
     services: Mapping[Frontend, Entry]
     lists: Mapping[int, tuple[Backend, ...]]
+    ranges: Mapping[int, tuple[Network, ...]] = field(default_factory=dict)
+    node: NodeFacts | None = None
 
     def backends(self, frontend: Frontend) -> tuple[Backend, ...]:
         """The endpoints among which a look-up of `frontend` chooses; () for an unknown one."""
         entry = self.services.get(frontend)
-        return () if entry is None else self.lists.get(entry.list_id, ())[: entry.length]
+        return () if entry is None else self.behind(entry)
+
+    def behind(self, entry: Entry) -> tuple[Backend, ...]:
+        """The endpoints among which a look-up that finds `entry` chooses."""
+        return self.lists.get(entry.list_id, ())[: entry.length]
 
 
-def read(services: Map, slots: Map) -> Datapath:
+def read(services: Map, slots: Map, source_ranges: Map | None = None, node: Map | None = None) -> Datapath:
     """Read the maps. While they change, a list may be read half before and half after. Raises OSError."""
     entries = {}
     for key, value in services.items():
         entries[Frontend.unpack(key)] = Entry.unpack(value)
-    counts = {entry.list_id: entry.length for entry in entries.values()}
+    counts: dict[int, int] = {}
+    for entry in entries.values():  # one list's entries are written one after another, so that lengths may differ
+        counts[entry.list_id] = max(entry.length, counts.get(entry.list_id, 0))
     found: dict[int, dict[int, Backend]] = {}
     for key, value in slots.items():
         number, slot = SLOT_KEY.unpack(key)
         if slot < counts.get(number, 0):
             found.setdefault(number, {})[slot] = Backend.unpack(value)
-    return Datapath(entries, {number: tuple(there[slot] for slot in sorted(there)) for number, there in found.items()})
+    return Datapath(
+        entries,
+        {number: tuple(there[slot] for slot in sorted(there)) for number, there in found.items()},
+        {} if source_ranges is None else _read_ranges(source_ranges),
+        None if node is None else _read_node(node),
+    )
+
+
+def _read_ranges(source_ranges: Map) -> dict[int, tuple[Network, ...]]:
+    found: dict[int, tuple[Network, ...]] = {}
+    for key, _ in source_ranges.items():
+        prefix, port_id, packed = RANGE_KEY.unpack(key)
+        ip = unpack_ip(packed)
+        length = prefix - 32 - (96 if ip.version == 4 else 0)
+        found[port_id] = (*found.get(port_id, ()), ipaddress.ip_network((ip, length)))
+    return found
+
+
+def _read_node(node: Map) -> NodeFacts | None:
+    """An array is there from the start: zeros are no facts."""
+    value = node.get(bytes(4))
+    return NodeFacts.unpack(value) if value is not None and any(value) else None
 
 
 def of_cgroup(cgroup: Path) -> Datapath | None:
@@ -205,15 +247,45 @@ def of_cgroup(cgroup: Path) -> Datapath | None:
 
     Raises OSError where BPF may not be asked.
     """
-    programs = bpfmaps.programs_of_cgroup(cgroup, SocketHook.CONNECT4)
-    maps = bpfmaps.maps_by_name(programs)
+    maps = _maps_of_cgroup(cgroup)
     try:
-        services, slots = maps.get("services"), maps.get("slots")
-        if services is None or slots is None:
+        if not _are_ours(maps):
             return None
-        if (services.info.key_size, services.info.value_size) != (SERVICE_KEY.size, SERVICE.size):
-            return None
-        return read(services, slots)
+        if "source_ranges" not in maps:
+            _add_packets_maps(maps)
+        return read(maps["services"], maps["slots"], maps.get("source_ranges"), maps.get("node"))
     finally:
         for opened in maps.values():
             opened.close()
+
+
+def node_of_cgroup(cgroup: Path) -> tuple[int, NodeFacts | None] | None:
+    """Of the same datapath, without reading its Services: what it is known by while it lasts, and its node."""
+    maps = _maps_of_cgroup(cgroup)
+    try:
+        if not _are_ours(maps):
+            return None
+        return maps["services"].info.id, _read_node(maps["node"]) if "node" in maps else None
+    finally:
+        for opened in maps.values():
+            opened.close()
+
+
+def _maps_of_cgroup(cgroup: Path) -> dict[str, Map]:
+    return bpfmaps.maps_by_name(bpfmaps.programs_of_cgroup(cgroup, SocketHook.CONNECT4))
+
+
+def _add_packets_maps(maps: dict[str, Map]) -> None:
+    """Add the maps of the programs for packets, which no cgroup knows: they share the others. Raises OSError."""
+    for program in bpfmaps.programs_with_map(maps["services"].info.id):
+        for name, opened in bpfmaps.maps_by_name((program,)).items():
+            if name in maps:
+                opened.close()
+            else:
+                maps[name] = opened
+
+
+def _are_ours(maps: Mapping[str, Map]) -> bool:
+    """Whether these maps are laid out as ours: other programs may have a map `services`, too."""
+    sizes = {"services": (SERVICE_KEY.size, SERVICE.size), "slots": (SLOT_KEY.size, BACKEND.size)}
+    return all(name in maps and maps[name].info[1:3] == size for name, size in sizes.items())

@@ -33,9 +33,12 @@ Row = tuple[Cell, ...]
 
 
 def service_label(service: ServicePort) -> str:
-    """namespace/name:port; escaped."""
+    """namespace/name:port; escaped. One whose name is not known goes by its first address."""
+    if service.full_name is None:
+        address = min(service.addresses, key=lambda address: _ORDER.index(address.kind))
+        return address_label(address, service.protocol)
     port = f":{escape(service.port_name)}" if service.port_name else ""
-    return f"{escape(service.namespace)}/{escape(service.name)}{port}"
+    return f"{escape(service.full_name)}{port}"
 
 
 def address_label(address: Address, protocol: str) -> str:
@@ -79,7 +82,9 @@ def _columns(service: ServicePort) -> tuple[list[Row], list[Row], list[Row]]:
 
 def _addresses(service: ServicePort) -> Iterator[Cell]:
     for address in sorted(service.addresses, key=lambda address: _ORDER.index(address.kind)):
-        spans = [Span(f"{address.kind or 'external'} ", "dim"), Span(address_label(address, service.protocol))]
+        kind = address.kind or ("" if service.full_name is None else "external")
+        spans = [Span(f"{kind} ", "dim")] if kind else []
+        spans.append(Span(address_label(address, service.protocol)))
         if address.refused is not None:
             spans += [Span(" "), Span(REFUSED[address.refused], "bad")]
         yield tuple(spans)

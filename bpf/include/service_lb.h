@@ -35,6 +35,8 @@ _Static_assert(sizeof(struct service_key) == 20, "tracer.service_lb.SERVICE_KEY"
 #define SERVICE_DENIES_NODE 4
 /* The endpoint is to see the node's address as its client: answers must come back this way. */
 #define SERVICE_MASQUERADE 8
+/* The list has the node's own endpoints only (traffic policy Local): for readers, no program asks. */
+#define SERVICE_LOCAL 16
 
 struct service {
 	__u32 port_id; /* of the Service port, whatever its address: session affinity holds for all of them */

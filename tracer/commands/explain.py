@@ -47,6 +47,7 @@ def explain(
     out_interface: str | None,
     rules: tuple[str, ...],
     netns: str | None,
+    kubeconfig: str | None,
 ) -> None:
     """Tell what the rules do with a packet to DST.
 
@@ -63,7 +64,7 @@ def explain(
     path = netns_path(rules, netns)
     around = Surroundings.told(node_ips, in_interface, out_interface) if rules else Surroundings.of(path)
     with contextlib.closing(around):
-        found = answers(chosen_rules(rules, netns), asked, source, around)
+        found = answers(chosen_rules(rules, netns, kubeconfig, source), asked, source, around)
 
     from tracer.sinks import ReaderGone
     from tracer.terminal import writer

@@ -5,7 +5,9 @@ What belongs here: those two options. What does not: reading rules (`tracer.rule
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -31,7 +33,13 @@ def rules_options(command: F) -> F:
     namespace = click.option(
         "--netns", metavar="NAME|PID|PATH", help="The network namespace whose rules to read. Default: this one's."
     )
-    return files(namespace(command))
+    kubeconfig = click.option(
+        "--kubeconfig",
+        type=click.Path(dir_okay=False),
+        metavar="PATH",
+        help="Kubernetes API to ask for names, where maps of eBPF serve Services: they hold none.",
+    )
+    return files(namespace(kubeconfig(command)))
 
 
 def netns_path(rules: tuple[str, ...], netns: str | None) -> str | None:
@@ -48,13 +56,43 @@ def netns_path(rules: tuple[str, ...], netns: str | None) -> str | None:
     return resolve(netns)
 
 
-def chosen_rules(rules: tuple[str, ...], netns: str | None) -> RuleSet:
-    """The rules of the files, or of the kernel. Raises what reading raises: NotRoot, ToolMissing, FormatError, …"""
+def chosen_rules(
+    rules: tuple[str, ...], netns: str | None, kubeconfig: str | None = None, source: str | None = None
+) -> RuleSet:
+    """The rules of the files, or of the kernel, with the eBPF datapath that processes there meet.
+
+    source: whoever asks, where that is told. Raises what reading raises: NotRoot, ToolMissing, FormatError, …
+    """
     path = netns_path(rules, netns)
     if rules:
         from tracer.rules.files import read_files
 
         return read_files(rules)
+    from tracer.rules import sockets_live
     from tracer.rules.live import read_rules
 
-    return read_rules(path)
+    found = read_rules(path)
+    found.sockets = found.sockets or sockets_live.met_in(path)
+    if found.sockets is None and source is not None and not _has_services(found):
+        found.sockets, note = sockets_live.of_pod(source)
+        found.notes += [] if note is None else [note]
+    if found.sockets is not None:
+        _name(found, kubeconfig)
+    return found
+
+
+def _has_services(found: RuleSet) -> bool:
+    """Whether kube-proxy's rules are here: then a pod with such an address is most likely this node's."""
+    return any(table.name == "kube-proxy" or "KUBE-SERVICES" in table.chains for table in found.tables)
+
+
+def _name(found: RuleSet, kubeconfig: str | None) -> None:
+    """Give the Services of an eBPF datapath their names."""
+    from tracer.names.services import ServiceNames
+
+    assert found.sockets is not None
+    with contextlib.closing(ServiceNames(kubeconfig)) as asking:
+        trouble = asking.trouble()
+        if trouble is not None:
+            found.notes.append(f"no Kubernetes API: {trouble}; maps of eBPF hold no names, so addresses stand for them")
+        found.sockets = replace(found.sockets, names=asking.names())

@@ -52,7 +52,13 @@ Examples:
     help="With --watch: create PATH once the rules were read.",
 )
 def services(
-    names: tuple[str, ...], output: str, rules: tuple[str, ...], netns: str | None, watch: bool, **limits: Any
+    names: tuple[str, ...],
+    output: str,
+    rules: tuple[str, ...],
+    netns: str | None,
+    kubeconfig: str | None,
+    watch: bool,
+    **limits: Any,
 ) -> None:
     """Show every Service: its addresses, its endpoints and their shares.
 
@@ -63,11 +69,11 @@ def services(
 
     with contextlib.suppress(ReaderGone):
         if watch:
-            _watch(names, output, rules, netns, **limits)
+            _watch(names, output, rules, netns, kubeconfig, **limits)
         elif any(value is not None for value in limits.values()):
             raise UsageError("--count, --duration and --ready-file belong to --watch")
         else:
-            _show(names, output, chosen_rules(rules, netns))
+            _show(names, output, chosen_rules(rules, netns, kubeconfig))
 
 
 def _show(names: tuple[str, ...], output: str, rules: RuleSet) -> None:
@@ -88,12 +94,14 @@ def _watch(
     output: str,
     rules: tuple[str, ...],
     netns: str | None,
+    kubeconfig: str | None,
     *,
     count: int | None,
     duration: float | None,
     ready_file: str | None,
 ) -> None:
     from tracer import service_watch
+    from tracer.names.services import ServiceNames
     from tracer.rules.watching import Watching
     from tracer.session import write_ready_file
     from tracer.sinks import Interrupted
@@ -112,7 +120,8 @@ def _watch(
     with (
         Stop() as stop,
         contextlib.suppress(Interrupted),
-        contextlib.closing(Watching(netns_path(rules, netns))) as watching,
+        contextlib.closing(ServiceNames(kubeconfig)) as asking,
+        contextlib.closing(Watching(netns_path(rules, netns), asking.names)) as watching,
     ):
         service_watch.watch(
             watching,

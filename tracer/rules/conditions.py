@@ -207,7 +207,7 @@ def _ct_status(packet: Packet, place: Place) -> Field:
 
 def _translations(packet: Packet, place: Place) -> tuple[str, ...]:
     """Linux net/netfilter/nf_nat_core.c, nf_nat_setup_info: the status says so where the tuple really changed."""
-    changed = packet.here or (packet.daddr, packet.dport) != (place.flow.daddr, place.flow.dport)
+    changed = packet.here or (packet.daddr, packet.dport) != place.original(packet)
     return (*(("dnat",) if changed else ()), *(("snat",) if packet.snat else ()))
 
 
@@ -239,7 +239,7 @@ _ports: dict[str, Read] = {
     "dport": lambda packet, place: packet.dport,
     "sport": lambda packet, place: SOURCE_PORT,
 }
-_original: dict[str, Read] = {"saddr": _original_saddr, "daddr": lambda packet, place: place.flow.daddr}
+_original: dict[str, Read] = {"saddr": _original_saddr, "daddr": lambda packet, place: place.original(packet)[0]}
 _reply: dict[str, Read] = {"saddr": lambda packet, place: packet.daddr, "daddr": _saddr}
 
 _FIELDS: dict[str, Read] = {
@@ -281,7 +281,7 @@ _FIELDS: dict[str, Read] = {
         for family in ("ip", "ip6")
         for name, read in all_.items()
     },
-    "ct original proto-dst": _tracked(lambda packet, place: place.flow.dport),
+    "ct original proto-dst": _tracked(lambda packet, place: place.original(packet)[1]),
     "ct original proto-src": _tracked(_ports["sport"]),
     "ct reply proto-src": _tracked(_ports["dport"]),
     "ct reply proto-dst": _tracked(_ports["sport"]),

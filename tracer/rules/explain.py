@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from tracer.rules.answer import Backend, Explanation, Otherwise, Outcome, Question, ServiceName
+from tracer.rules.at_socket import AtSockets, hidden
 from tracer.rules.hooks import Course
 from tracer.rules.model import Interval, Match, RuleSet, Table, address_number, address_text
 from tracer.rules.packet import Flow, Packet
@@ -18,7 +19,7 @@ from tracer.rules.path_names import service_on_path
 from tracer.rules.routing import Routing, ToldRouting
 from tracer.rules.trail import Step, Trail
 from tracer.rules.walk import Walker
-from tracer.rules.worlds import Worlds
+from tracer.rules.worlds import Worlds, changed
 
 __all__ = ["Backend", "Explanation", "Otherwise", "Outcome", "Question", "ServiceName", "explain", "revealed_addresses"]
 
@@ -86,9 +87,20 @@ def _explained(rules: RuleSet, question: Question, routing: Routing) -> Explanat
         source = routing.source(destination)
     flow = Flow(family, question.protocol.lower(), source, destination, question.port, local)
     walker = Walker(rules.ipsets)
-    delivered = Course(rules, flow, routing, walker).run()
+    delivered = _delivered(rules, question, flow, routing, walker)
     notes = (*rules.notes, *_not_followed(rules, family), *_without_route(flow, routing, delivered))
     return _Answer(question, flow, walker.trail, delivered).build(notes)
+
+
+def _delivered(rules: RuleSet, question: Question, flow: Flow, routing: Routing, walker: Walker) -> Worlds:
+    """The packets that arrive, by the programs at sockets and devices, and then by rules."""
+    sent = None
+    if rules.sockets is not None:
+        sent = AtSockets(rules.sockets, flow, (question.ip, question.port), routing, walker.trail).run()
+    if sent is None:
+        return Course(rules, flow, routing, walker).run({Packet(flow.saddr, flow.daddr, flow.dport): 1.0})
+    worlds = Course(rules, flow, routing, walker).run(sent.worlds)
+    return {**changed(worlds, hidden), **sent.inside}
 
 
 def _not_followed(rules: RuleSet, family: str) -> Iterator[str]:
@@ -104,7 +116,8 @@ def _not_followed(rules: RuleSet, family: str) -> Iterator[str]:
 
 
 def _without_route(flow: Flow, routing: Routing, delivered: Worlds) -> Iterator[str]:
-    if flow.local and routing.kind(flow.daddr) in _NO_ROUTE:
+    at_socket = any(packet.at_socket is not None for packet in delivered)
+    if flow.local and not at_socket and routing.kind(flow.daddr) in _NO_ROUTE:
         yield "there is no route there: the sender is told so before any rule sees a packet"
         return
     lost = sorted({packet.daddr for packet in delivered if not packet.here and routing.kind(packet.daddr) in _NO_ROUTE})
@@ -142,7 +155,7 @@ class _Answer:
         hidden = [outcome for outcome in through if outcome.packet.snat]
         return Explanation(
             question=self._question,
-            source=None if flow.saddr is None else address_text(flow.saddr, flow.family),
+            source=self._source(),
             local=flow.local,
             verdict=next(iter(shares), "drop"),
             shares=shares,
@@ -158,6 +171,13 @@ class _Answer:
             notes=(*notes, *self._trail.notes, *self._assumptions(steps)),
             passed=self._trail.passed,
         )
+
+    def _source(self) -> str | None:
+        """The sender's address: that of a socket is chosen by the route to the endpoint, if a program chose one."""
+        flow = self._flow
+        chosen = (outcome.packet.saddr for outcome in self._sure if outcome.packet.at_socket is not None)
+        address = next(chosen, flow.saddr) if flow.local else flow.saddr
+        return None if address is None else address_text(address, flow.family)
 
     def _assumptions(self, steps: Iterable[Step]) -> Iterator[str]:
         if self._flow.saddr is None and any(_asks_source(step) for step in steps):
@@ -192,8 +212,8 @@ class _Answer:
     def _backends(self) -> Iterator[Backend]:
         """In the order in which rules lead to them."""
         groups: dict[tuple[int, int], list[_Outcome]] = {}
-        translated = [outcome for outcome in self._sure if outcome.packet.translated is not None]
-        for outcome in sorted(translated, key=lambda outcome: outcome.packet.translated or 0):
+        translated = [outcome for outcome in self._sure if outcome.packet.chosen is not None]
+        for outcome in sorted(translated, key=lambda outcome: outcome.packet.chosen or 0):
             groups.setdefault((outcome.packet.daddr, outcome.packet.dport), []).append(outcome)
         total = sum(outcome.probability for group in groups.values() for outcome in group)
         for (address, port), group in groups.items():
@@ -204,7 +224,7 @@ class _Answer:
                 probability=sum(outcome.probability for outcome in group) / total,
                 masquerade=any(outcome.packet.snat for outcome in through),
                 verdict="accept" if through else group[0].verdict,
-                via=self._via(group[0].packet.translated),
+                via=self._via(group[0].packet.chosen),
             )
 
     def _via(self, number: int | None) -> tuple[str, ...]:
@@ -252,12 +272,12 @@ class _Answer:
         if outcome.verdict in _REFUSED:
             return Otherwise(outcome.verdict, None, None, False)
         packet = outcome.packet
-        verdict = "dnat" if packet.translated is not None else "accept"
+        verdict = "dnat" if packet.chosen is not None else "accept"
         return Otherwise(verdict, address_text(packet.daddr, self._flow.family), packet.dport, packet.snat)
 
 
 def _verdict_of(packet: Packet) -> str:
-    if packet.translated is not None:
+    if packet.chosen is not None:
         return "dnat"
     return "accept" if packet.accepted or packet.snat else "untouched"
 

@@ -14,7 +14,7 @@ net/netfilter/nf_nat_core.c (nf_nat_inet_fn).
 from __future__ import annotations
 
 from tracer.rules.model import Chain, RuleSet, Table
-from tracer.rules.packet import Flow, Packet, Place, Tracking
+from tracer.rules.packet import Flow, Place, Tracking
 from tracer.rules.routing import Routing
 from tracer.rules.walk import Walker
 from tracer.rules.worlds import Worlds, merge, track
@@ -34,10 +34,12 @@ class Course:
         self._routing = routing
         self._walker = walker
 
-    def run(self) -> Worlds:
-        """The packets that are delivered, here or by a device; those that are not are in the walker's `ended`."""
+    def run(self, worlds: Worlds) -> Worlds:
+        """The packets that are delivered, here or by a device; those that are not are in the walker's `ended`.
+
+        worlds: as they are sent.
+        """
         flow, routing = self._flow, self._routing
-        worlds: Worlds = {Packet(flow.saddr, flow.daddr, flow.dport): 1.0}
         if not flow.local:
             arrival = None if flow.saddr is None else routing.arrival(flow.saddr)
             worlds = self._hook("prerouting", worlds, iif=arrival)

@@ -37,7 +37,10 @@ def _service_map(rules: RuleSet, routes: Callable[[Table], Routes]) -> ServiceMa
             filters = rules.table(table.family, "filter", table.origin)
             if filters is not None:
                 read_filter(filters, building)
-    return building.finish()
+    found = building.finish()
+    if rules.sockets is None:
+        return found
+    return ServiceMap((*found.services, *rules.sockets.service_ports()), building.scopes)
 
 
 @contextlib.contextmanager

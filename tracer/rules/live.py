@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tracer import netns
 from tracer.errors import FormatError, K8snetError, NotRoot, ToolMissing
-from tracer.rules import ipset_netlink, iptables_iptc, nfnetlink
+from tracer.rules import ipset_netlink, iptables_iptc, nfnetlink, sockets_live
 from tracer.rules.ipset_save import read_ipsets
 from tracer.rules.iptables_save import read_save
 from tracer.rules.kubeproxy import service_map
@@ -39,12 +39,15 @@ _MATCHES_FILES = {"ip": "ip_tables_matches", "ip6": "ip6_tables_matches"}
 
 
 def read_rules(netns_path: str | None = None) -> RuleSet:
-    """All packet-filter rules of the network namespace at `netns_path` (None: the caller's own).
+    """All packet-filter rules of the network namespace at `netns_path` (None: the caller's own), and the eBPF datapath
+    of the node whose it is.
 
     What a missing program keeps from us is in the notes of the result. Raises NotRoot, ToolMissing when there are rules
     and no program at all to read them, FormatError, and what `tracer.netns.run_in` raises.
     """
-    return netns.run_in(netns_path, _read_here)
+    rules = netns.run_in(netns_path, _read_here)
+    rules.sockets = sockets_live.of_node(netns_path)
+    return rules
 
 
 def read_chains(family: str, table: str, chains: Iterable[str], netns_path: str | None = None) -> dict[str, str | None]:

@@ -23,10 +23,13 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tracer.rules.lazy import LazyChains as LazyChains
 from tracer.rules.lazy import Rules as Rules
+
+if TYPE_CHECKING:
+    from tracer.rules.sockets import SocketServices
 
 
 class Origin(Enum):
@@ -36,6 +39,7 @@ class Origin(Enum):
     IPTABLES_NFT = "iptables-nft"
     NFTABLES = "nftables"
     UNKNOWN = "iptables"  # save text without the header that tells the variants apart
+    EBPF = "ebpf"  # no table of rules: the maps of a Service datapath at sockets (`sockets`)
 
 
 class Interval(NamedTuple):
@@ -277,11 +281,13 @@ class RuleSet:
     """All tables of one network namespace, or of the files that were read, in the order in which they were told.
 
     notes: what a reader had to leave out, for people, one sentence each. ipsets: by name; those of the namespace.
+    sockets: the eBPF datapath that serves Services beside the rules, or instead.
     """
 
     tables: list[Table] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     ipsets: dict[str, Ipset] = field(default_factory=dict)
+    sockets: SocketServices | None = None
 
     def table(self, family: str, name: str, origin: Origin | None = None) -> Table | None:
         """The first table of that family and name (and origin, if given), or None."""
@@ -310,6 +316,7 @@ class RuleSet:
         self.tables.extend(other.tables)
         self.notes.extend(other.notes)
         self.ipsets.update(other.ipsets)
+        self.sockets = self.sockets or other.sockets
 
 
 def address_number(text: str) -> int:

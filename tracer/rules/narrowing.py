@@ -22,7 +22,8 @@ _MAPS = ("service-ips", "service-nodeports", "no-endpoint-services", "no-endpoin
 def about(rules: RuleSet, namespace: str, name: str) -> RuleSet:
     """The rules as they would be if there were no other Services than this one; they share what they can."""
     words = f"{namespace}/{name}"
-    return RuleSet([_table(table, words) for table in rules.tables], list(rules.notes), rules.ipsets)
+    tables = [_table(table, words) for table in rules.tables]
+    return RuleSet(tables, list(rules.notes), rules.ipsets, rules.sockets)
 
 
 def _table(table: Table, words: str) -> Table:

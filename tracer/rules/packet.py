@@ -41,12 +41,23 @@ class Flow(NamedTuple):
     local: bool
 
 
+class AtSocket(NamedTuple):
+    """What a program made of the destination before there was a packet. step: its number. masquerade: at the device by
+    which the packet leaves, its source becomes the node's."""
+
+    step: int
+    daddr: int
+    dport: int
+    masquerade: bool = False
+
+
 class Packet(NamedTuple):
     """The packet as it is now.
 
     translated, masqueraded, marked: numbers of the steps whose rules last did so, or None. seen: names of the recent
     lists and dynamic sets that it was put into, with what was put there. accepted: some rule let it through in so many
-    words. here: it was redirected to this node itself. snat: its source was changed.
+    words. here: it was redirected to this node itself. snat: its source was changed. at_socket: it was sent to another
+    destination than was asked for, so that netfilter knows of that one only.
     """
 
     saddr: int | None
@@ -62,6 +73,13 @@ class Packet(NamedTuple):
     accepted: bool = False
     here: bool = False
     seen: frozenset[tuple[object, ...]] = frozenset()
+    at_socket: AtSocket | None = None
+
+    @property
+    def chosen(self) -> int | None:
+        """The number of the step that last gave it a destination; None: none did."""
+        at_socket = None if self.at_socket is None else self.at_socket.step
+        return at_socket if self.translated is None else self.translated
 
 
 @dataclass(slots=True)
@@ -84,4 +102,12 @@ class Place:
         """The device that the packet leaves by, as this hook is told."""
         if self.hook in ("forward", "postrouting"):
             return "lo" if packet.here else self.routing.device(packet.daddr)
+        if self.hook == "output" and packet.at_socket is not None:
+            return self.routing.device(packet.at_socket.daddr)
         return self.oif
+
+    def original(self, packet: Packet) -> tuple[int, int]:
+        """Destination and port as connection tracking first saw them."""
+        if packet.at_socket is not None:
+            return packet.at_socket.daddr, packet.at_socket.dport
+        return self.flow.daddr, self.flow.dport

@@ -39,6 +39,8 @@ def service_of(step: Step) -> Name | None:
         if found is not None:
             return found[1], found[2], found[4] or None
         comment = _COMMENT.fullmatch(step.comment or "")
+    elif step.table.origin is Origin.EBPF:
+        comment = _COMMENT.fullmatch(step.comment or "")
     else:
         if not step.chain.startswith("KUBE-"):
             return None

@@ -14,6 +14,8 @@ from tracer.rules.kubeproxy import service_map
 from tracer.rules.model import LazyChains, RuleSet, Table
 from tracer.rules.routes import Routes
 from tracer.rules.services import ServiceMap
+from tracer.rules.sockets import Names
+from tracer.service_lb import Datapath
 
 Key = tuple[str, str, str]  # family, name and origin of a table
 
@@ -31,6 +33,7 @@ class Refreshing:
     def __init__(self) -> None:
         self.services = ServiceMap(())
         self._known: dict[Key, _Known] = {}
+        self._held: tuple[Datapath, Names] | None = None
 
     def update(self, rules: RuleSet) -> bool:
         """Take the rules as they are now; False when they are the same as before, and so is the map."""
@@ -39,7 +42,8 @@ class Refreshing:
             key: changed_chains(self._known[key].table, table) for key, table in tables.items() if key in self._known
         }
         same_tables = tables.keys() == self._known.keys()
-        if same_tables and not any(table.sets or changed[key] for key, table in tables.items()):
+        same_sockets = _held(rules) == self._held
+        if same_sockets and same_tables and not any(table.sets or changed[key] for key, table in tables.items()):
             return False
         known = {key: _Known(table, None) for key, table in tables.items()}
 
@@ -52,8 +56,13 @@ class Refreshing:
             return made
 
         self.services = service_map(rules, routes)
-        self._known = known
+        self._known, self._held = known, _held(rules)
         return True
+
+
+def _held(rules: RuleSet) -> tuple[Datapath, Names] | None:
+    """What maps of eBPF hold."""
+    return None if rules.sockets is None else (rules.sockets.datapath, rules.sockets.names)
 
 
 def changed_chains(before: Table, after: Table) -> set[str] | None:

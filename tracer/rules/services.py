@@ -62,15 +62,16 @@ class Address:
 class ServicePort:
     """One port of one Service, of one IP family: kube-proxy, too, keeps the families of a dual-stack Service apart.
 
-    port_name: None where it has none. protocol: TCP, UDP or SCTP. endpoints: those that the cluster-wide choice has, or
-    else (internal traffic policy Local and no way in from outside) those on this node. local_endpoints: those of the
-    choice for traffic policy Local, where it differs. source_ranges: loadBalancerSourceRanges. no_endpoints: nothing
-    serves any of its addresses here.
+    namespace, name: None where neither rules nor the Kubernetes API tell it (maps of eBPF hold no names). port_name:
+    None where it has none. protocol: TCP, UDP or SCTP. endpoints: those that the cluster-wide choice has, or else
+    (internal traffic policy Local and no way in from outside) those on this node. local_endpoints: those of the choice
+    for traffic policy Local, where it differs. source_ranges: loadBalancerSourceRanges. no_endpoints: nothing serves
+    any of its addresses here.
     """
 
     family: int  # 4 or 6
-    namespace: str
-    name: str
+    namespace: str | None
+    name: str | None
     port_name: str | None
     protocol: str
     addresses: tuple[Address, ...]
@@ -80,9 +81,14 @@ class ServicePort:
     source_ranges: tuple[str, ...]
     no_endpoints: bool
 
+    @property
+    def full_name(self) -> str | None:
+        """NAMESPACE/NAME; None where it is not known."""
+        return None if self.name is None else f"{self.namespace}/{self.name}"
+
     def is_called(self, pattern: str) -> bool:
         """Whether NAME or NAMESPACE/NAME, either of which may be a shell pattern, names this Service."""
-        return fnmatchcase(f"{self.namespace}/{self.name}" if "/" in pattern else self.name, pattern)
+        return fnmatchcase((self.full_name if "/" in pattern else self.name) or "", pattern)
 
     def to_json(self) -> dict[str, Any]:
         """The object of `k8snet-trace services -o json`."""
@@ -190,19 +196,21 @@ class ServiceMap:
         """The NAMESPACE/NAME of Services that are called nearly so, the nearest first: for whoever mistyped."""
         from difflib import get_close_matches
 
-        known = dict.fromkeys((service.namespace, service.name) for service in self.services)
+        known = dict.fromkeys(service.full_name for service in self.services if service.full_name is not None)
         if "/" in name:
-            return get_close_matches(name, [f"{namespace}/{service}" for namespace, service in known], count)
-        near = get_close_matches(name, dict.fromkeys(service for _, service in known), count)
-        return [f"{namespace}/{service}" for word in near for namespace, service in known if service == word][:count]
+            return get_close_matches(name, known, count)
+        near = get_close_matches(name, dict.fromkeys(full.partition("/")[2] for full in known), count)
+        return [full for word in near for full in known if full.partition("/")[2] == word][:count]
 
     def to_json(self) -> list[dict[str, Any]]:
         """The document of `k8snet-trace services -o json`."""
         return [service.to_json() for service in self.services]
 
 
-def _order(service: ServicePort) -> tuple[str, str, str, str, int]:
-    return service.namespace, service.name, service.port_name or "", service.protocol, service.family
+def _order(service: ServicePort) -> tuple[str, str, str, str, int, str]:
+    first = "" if service.name is not None else str(service.addresses[:1])
+    port_name = service.port_name or ""
+    return service.namespace or "", service.name or "", port_name, service.protocol, service.family, first
 
 
 def _holds(conditions: tuple[Condition, ...], source: str | None, node_ips: Collection[str]) -> bool | None:

@@ -4,7 +4,8 @@ What belongs here: when to read. What does not: what the kernel tells cheaply (`
 change means for people (`tracer.service_changes`).
 
 Most changes show in the state that the kernel tells in a millisecond. Those of legacy tables that leave all lengths as
-they were do not, so those are read again now and then: more seldom the longer it takes. nf_tables tells which chains
+they were do not, and those of maps of eBPF never do, so those are read again now and then: more seldom the longer it
+takes. nf_tables tells which chains
 changed, so that only those are read again.
 """
 
@@ -12,9 +13,11 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
+from dataclasses import replace
 
 from tracer import netns
-from tracer.rules import nfnetlink
+from tracer.rules import nfnetlink, sockets_live
 from tracer.rules.changes import State, state
 from tracer.rules.live import read_rules
 from tracer.rules.model import RuleSet
@@ -23,6 +26,7 @@ from tracer.rules.nftmonitor import Monitor
 from tracer.rules.partial import KUBE_PROXY, Partial
 from tracer.rules.refreshing import Refreshing
 from tracer.rules.services import ServiceMap
+from tracer.rules.sockets import Names
 
 SETTLE_SECONDS = 0.05  # kube-proxy changes several tables one after another: read when none has changed for so long,
 IMPATIENT_SECONDS = 0.5  # but wait no longer than this
@@ -31,10 +35,14 @@ LEGACY_SHARE = 0.5  # and at least so many times what reading took
 
 
 class Watching:
-    """One network namespace (path None: the caller's own) whose Services are followed."""
+    """One network namespace (path None: the caller's own) whose Services are followed.
 
-    def __init__(self, netns_path: str | None = None) -> None:
+    names: what gives the names of Services in maps of eBPF, asked at each reading.
+    """
+
+    def __init__(self, netns_path: str | None = None, names: Callable[[], Names] = dict) -> None:
         self._path = netns_path
+        self._names = names
         self._refreshing = Refreshing()
         self._rules: RuleSet | None = None
         self._partial = Partial(netns_path)
@@ -57,13 +65,20 @@ class Watching:
         now = self._settled(now)
         rules = self._partly(now)
         if rules is None:
-            self._begin_to_monitor()  # nft gets ready for that while another nft prints all
             began = time.monotonic()
-            rules = read_rules(self._path)
+            rules = self._whole(now)
             self._read = time.monotonic()
             self._took = self._read - began
+        rules = replace(rules, sockets=sockets_live.met_in(self._path, self._names))
         self._rules, self._state = rules, now
         return self._refreshing.update(rules)
+
+    def _whole(self, now: State) -> RuleSet:
+        """All rules; those of before, where only maps of eBPF may have changed, which are read each time."""
+        if self._rules is not None and now == self._state and not now.legacy:
+            return self._rules
+        self._begin_to_monitor()  # nft gets ready for that while another nft prints all
+        return read_rules(self._path)
 
     def close(self) -> None:
         """Let go of what is open."""
@@ -98,7 +113,7 @@ class Watching:
     def _may_hide(self, now: State) -> bool:
         """Whether there may be changes that do not show, and it is time to see."""
         pause = max(LEGACY_SECONDS, LEGACY_SHARE * self._took)
-        return bool(now.legacy) and time.monotonic() - self._read >= pause
+        return now.may_hide and time.monotonic() - self._read >= pause
 
     def _settled(self, now: State) -> State:
         """The state once it stays the same for a moment."""

@@ -26,6 +26,7 @@ from tracer.service_lb import (
     SLOT_KEY,
     Entry,
     Frontend,
+    ServiceFlag,
     pack_member,
     pack_range,
     pack_slot,
@@ -220,7 +221,7 @@ class Tables(Generic[Key]):
                 lists[behind.local].id,
                 len(lists[behind.local].backends),
                 wanted.affinity_seconds,
-                behind.flags,
+                behind.flags | (ServiceFlag.LOCAL if behind.local else ServiceFlag(0)),
             )
             for frontend, behind in wanted.frontends.items()
             if self._has(key, frontend)

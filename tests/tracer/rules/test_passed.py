@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ipaddress
+
 import pytest
 
 from tests.tracer.rules import scale
 from tests.tracer.rules.explaining import ask, nft, save
+from tests.tracer.rules.test_sockets import at, datapath, rules
 from tracer.explanation import passed_words
 from tracer.rules.files import read_text
 from tracer.rules.model import RuleSet
+from tracer.rules.sockets import SocketServices
 from tracer.rules.trail import Passed
+from tracer.service_lb import Backend, Datapath, Entry, ServiceFlag
 
 POD = "10.128.100.1"  # in the range of pods, and no endpoint of the Services that are asked for
 
@@ -30,6 +35,18 @@ def passed(found: RuleSet, destination: str = "10.96.0.1:80", source: str | None
 
 def filters(*lines: str) -> RuleSet:
     return save(FILTER + "\n".join(lines))
+
+
+def many_in_maps(count: int) -> RuleSet:
+    """The Services of `scale`, in maps of eBPF."""
+    found = RuleSet()
+    services, lists = {}, {}
+    for number in range(count):
+        services[at(scale.cluster_ip(number))] = Entry(number + 1, number + 1, 3)
+        ips = (ipaddress.ip_address(scale.endpoint_ip(number, endpoint)) for endpoint in range(3))
+        lists[number + 1] = tuple(Backend(ip, 8080, False) for ip in ips)
+    found.sockets = SocketServices(Datapath(services, lists), is_pod=lambda ip: ip == POD)
+    return found
 
 
 def test_all_rules_that_a_packet_comes_to_whether_they_take_it_or_not() -> None:
@@ -107,13 +124,26 @@ def test_a_set_of_ipset_is_a_look_up() -> None:
 @pytest.mark.parametrize("number", [0, 499, 999])
 def test_a_thousand_services(number: int) -> None:
     """iptables: PREROUTING 1; KUBE-SERVICES all before it and its own; its chain 1 for masquerading and 1 + 2/3 + 1/3
-    for the choice; the endpoint's 2. nftables: 1, 1 with a look-up, 2 with one, 2.
+    for the choice; the endpoint's 2. nftables: 1, 1 with a look-up, 2 with one, 2. Maps of eBPF: service and slot.
     """
     destination = f"{scale.cluster_ip(number)}:80"
     iptables = read_text(scale.iptables_save(1000), "test.save")
     assert passed(iptables, destination) == (pytest.approx(1 + number + 1 + 3 + 2), pytest.approx(5), 0)
     nftables = nft(scale.nftables(1000))
     assert passed(nftables, destination) == (pytest.approx(6), pytest.approx(4), pytest.approx(2))
+    assert passed(many_in_maps(1000), destination) == (0, 0, 2)
+
+
+def test_maps_of_ebpf() -> None:
+    """Affinity looks for the client too; a packet from outside for a rewrite, for its source if there are ranges."""
+    guarded = ServiceFlag.HAS_RANGES
+    two = {2: (("10.244.0.5", True), ("10.244.1.6", False))}
+    outside = at("203.0.113.1", 80, at("::").scope.OUTSIDE)
+    assert passed(rules(datapath({at("10.96.0.1"): (2, ServiceFlag(0))}, two)), source=None) == (0, 0, 2)
+    assert passed(rules(datapath({at("10.96.0.1"): (2, ServiceFlag(0))}, two, 10800)), source=None) == (0, 0, 3)
+    assert passed(rules(datapath({at("10.96.0.1"): (2, ServiceFlag(0))}, {2: ()})), source=None) == (0, 0, 1)
+    assert passed(rules(datapath({outside: (2, ServiceFlag(0))}, two)), "203.0.113.1:80") == (0, 0, 3)
+    assert passed(rules(datapath({outside: (2, guarded)}, two, 0, ("10.128.0.0/9",))), "203.0.113.1:80") == (0, 0, 4)
 
 
 @pytest.mark.parametrize(
