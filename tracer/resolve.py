@@ -64,6 +64,12 @@ class Naming(Protocol):
         """The chains that choose this backend, and its probability."""
         ...
 
+    def socket_share(
+        self, protocol: str, ip: str, port: int, backend_ip: str, backend_port: int, netns: int
+    ) -> float | None:
+        """The probability of this backend where a program at the socket chose it; netns: the socket's."""
+        ...
+
     def no_endpoints(self, protocol: str, ip: str, port: int, netns: int) -> bool:
         """Whether the rules say that the Service has no endpoints."""
         ...
@@ -136,7 +142,11 @@ class Resolver:
     ) -> Translation:
         dnat, snat = bool(shape.flags & Flag.DNAT), bool(shape.flags & Flag.SNAT)
         if shape.flags & Flag.SOCKET:
-            return Translation("socket", dnat, snat)
+            if backend is None or self._names is None:
+                return Translation("socket", dnat, snat)
+            asked = protocol, ip, shape.dport
+            share = self._names.socket_share(*asked, backend.ip, backend.port, shape.netns)
+            return Translation("socket", dnat, snat, (), share)
         if not dnat and not snat:
             return Translation()
         if backend is None or self._names is None:
@@ -148,7 +158,8 @@ class Resolver:
         """A Service without endpoints is told from others that refuse.
 
         kube-proxy answers for it with REJECT --reject-with icmp-port-unreachable (pkg/proxy/iptables/proxier.go), which
-        connect() reports as ECONNREFUSED: so a refusal that no rule translated counts as well as a rejection.
+        connect() reports as ECONNREFUSED: so a refusal that no rule translated counts as well as a rejection. A program
+        at the socket has connect() fail with the same errno, without a packet.
         """
         outcome = Outcome(shape.outcome)
         untranslated = not shape.flags & _TRANSLATED

@@ -125,6 +125,11 @@ class FakeNames:
             return NO_ROUTE
         return Route(("KUBE-SVC-IFBPFJZVZWOEZWQQ", "KUBE-SEP-RHQ3LXHZHN6YS7UZ"), 0.333)
 
+    def socket_share(
+        self, protocol: str, ip: str, port: int, backend_ip: str, backend_port: int, netns: int
+    ) -> float | None:
+        return 0.25 if (ip, backend_ip) == ("10.96.100.50", "10.244.0.12") else None
+
     def no_endpoints(self, protocol: str, ip: str, port: int, netns: int) -> bool:
         return ip in self.empty_services
 

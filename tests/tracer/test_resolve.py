@@ -43,10 +43,11 @@ def test_masquerade_alone_is_told_without_a_backend() -> None:
     assert connection.translation == Translation("netfilter", False, True)
 
 
-def test_socket_translation_asks_no_rules() -> None:
+def test_socket_translation_asks_maps_and_no_rules() -> None:
     connection = Resolver(FakeNames()).connection(raw(packed=shape(flags=Flag.SOCKET)))
     assert connection.backend is not None and connection.backend.pod == "lets-ship-it-584c4f66f8-htx9q"
-    assert connection.translation == Translation("socket")
+    assert connection.translation == Translation("socket", probability=0.25)
+    assert Resolver(None).connection(raw(packed=shape(flags=Flag.SOCKET))).translation == Translation("socket")
 
 
 def test_no_process() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,17 @@ from tracer import netns
 pytestmark = [pytest.mark.root, pytest.mark.bpf]
 
 TRACE_THERE = (sys.executable, "-m", "tracer")
-WEB, NOBODY, STICKY = "10.96.20.1", "10.96.20.5", "10.96.20.4"
+WEB, NOBODY, STICKY, UDP, DNS = "10.96.20.1", "10.96.20.5", "10.96.20.4", "10.96.20.6", "10.96.0.10"
+
+# In one process each, as a user's: so many requests, whatever becomes of them.
+CALLS = f"""
+for i in 1 2 3 4 5; do curl -sS -o /dev/null http://{WEB}/; done
+for i in 1 2 3; do curl -gsS -o /dev/null 'http://[SIX]:8000/'; done
+for i in 1 2; do curl -sS -o /dev/null http://{NOBODY}/; done
+for i in 1 2 3 4; do dig +short +tries=1 @{DNS} web.shop.svc.cluster.local; done
+python3 -c 'import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.settimeout(5); s.connect(("{UDP}", 7)); s.send(b"x"); s.recv(9)'
+true
+"""  # noqa: E501
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +142,47 @@ def test_explain_of_what_is_refused_and_of_what_sticks(sockets: Lab) -> None:
     )
     found = told(sockets, "node2", "explain", f"{STICKY}:80")
     assert (found["affinity_seconds"], found["passed"]["lookups"]) == (10800, 3)
+
+
+def test_the_live_trace_tells_what_was_asked_for(sockets: Lab, tmp_path: Path) -> None:
+    """TCP and UDP, IPv4 and IPv6, by programs that know nothing of it."""
+    services = told(sockets, "node1", "services")
+    six = next(one for one in services if one["name"] == "lets-ship-it" and one["family"] == 6)["addresses"][0]["ip"]
+    inode = int(Path(netns_path(sockets, "default/client")).stat().st_ino)
+    ready = tmp_path / "ready"
+    options = ("-o", "json", "--kubeconfig", sockets.kubeconfig(), "--ready-file", str(ready))
+    with start(*options, "--pod", "default/client") as process:
+        wait_for(ready)
+        time.sleep(1.0)  # for names, and the maps of both nodes
+        sockets.exec("default/client", "sh", "-c", CALLS.replace("SIX", six))
+        time.sleep(1.0)
+        process.terminate()
+        out, errors = process.communicate(timeout=30)
+    assert process.returncode == 0, errors
+    records = [record for record in map(json.loads, out.splitlines()) if record["process"]["netns"] == inode]
+    assert Counter(in_words(record) for record in records) == {
+        "TCP shop/web:http by socket 1/3 to shop/web established": 5,
+        "TCP fastapi/lets-ship-it:http by socket 1/3 to fastapi/lets established": 3,
+        "TCP shop/nobody:http by None no-endpoints": 2,
+        "UDP kube-system/kube-dns:dns by socket 1/2 to kube-system/coredns answered": 4,
+        "UDP shop/udp:echo by socket 1/1 to shop/udp answered": 1,
+    }
+    assert {record["destination"]["kind"] for record in records} == {"ClusterIP"}
+    assert {record["destination"]["ip"] for record in records} == {WEB, six, NOBODY, DNS, UDP}
+    assert {(record["source"]["pod"], record["node"]) for record in records} == {("client", "node1")}
+    assert all(record["translation"]["via"] == [] for record in records)
+    assert {record["errno"] for record in records if record["backend"] is None} == {111}
+
+
+def in_words(record: dict[str, Any]) -> str:
+    """What a record is about, in one line."""
+    asked, translation, backend = record["destination"], record["translation"], record["backend"]
+    words = f"{record['protocol']} {asked['namespace']}/{asked['service']}:{asked['port_name']} by {translation['by']}"
+    if backend is not None:
+        words += (
+            f" 1/{round(1 / translation['probability'])} to {backend['namespace']}/{backend['pod'].partition('-')[0]}"
+        )
+    return f"{words} {record['outcome']}"
 
 
 def test_a_watch_tells_of_a_change_in_the_maps(sockets: Lab, tmp_path: Path) -> None:

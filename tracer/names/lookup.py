@@ -157,6 +157,12 @@ class Names:
         """The chains that chose a backend, and the probability of it, by the rules of the namespace that translated."""
         return self._rules.route(protocol, ip, port, backend_ip, backend_port, nat_netns, source_ip)
 
+    def socket_share(
+        self, protocol: str, ip: str, port: int, backend_ip: str, backend_port: int, netns: int
+    ) -> float | None:
+        """With which probability a program at a socket of this namespace chose a backend, by the maps of its node."""
+        return self._rules.socket_share(protocol, ip, port, backend_ip, backend_port, netns)
+
     def no_endpoints(self, protocol: str, ip: str, port: int, netns: int) -> bool:
         """Whether there is a Service behind an address, and it has nothing to send to: by the rules, or by the API."""
         if self._rules.no_endpoints(protocol, ip, port, netns):

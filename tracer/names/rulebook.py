@@ -194,6 +194,28 @@ class RuleBook:
             return NO_ROUTE
         return Route(tuple(endpoint.chains), endpoint.probability)
 
+    def socket_share(
+        self, protocol: str, ip: str, port: int, backend_ip: str, backend_port: int, netns: int
+    ) -> float | None:
+        """With which probability a program at a socket chose a backend, by the maps of eBPF of the nodes.
+
+        The node of `netns` decides if it is one's; else what all agree on that have this backend there.
+        """
+        books = [netns] if self.is_node(netns) else [known for known in list(self._rules) if self.is_node(known)]
+        shares = set()
+        for known in books:
+            rules = self._rules.get(known)
+            found = None if rules is None else rules.services.find(protocol, ip, port, rules.addresses)
+            if rules is None or found is None:
+                continue
+            endpoint = rules.services.backend(*found, backend_ip, backend_port)
+            if endpoint is not None and not endpoint.chains:
+                shares.add(endpoint.probability)
+        if not shares:
+            for known in books:
+                self._missed(known)
+        return shares.pop() if len(shares) == 1 else None
+
     def _missed(self, netns: int) -> None:
         """The kernel did what the rules as read do not say: they have changed."""
         reading = self._readings.get(netns)
@@ -270,7 +292,7 @@ class RuleBook:
         now = time.monotonic()
         rules = self._rules.get(netns)
         same = rules is not None and state == reading.state
-        if same and not state.legacy:
+        if same and not state.may_hide:
             return False
         if rules is None or not same or reading.missed:
             pace = CHANGED

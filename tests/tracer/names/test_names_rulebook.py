@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -18,7 +19,7 @@ from tracer.names.model import DestinationName, Route
 from tracer.names.rulebook import RuleBook
 from tracer.rules import nfnetlink
 from tracer.rules.changes import LegacyTable, State
-from tracer.rules.services import ServiceMap
+from tracer.rules.services import Address, Branch, Endpoint, ServiceMap
 
 OWN = netns.own()
 BACKENDS = (("10.244.0.5", 8000), ("10.244.1.5", 8000), ("10.244.1.6", 8000))
@@ -111,6 +112,28 @@ def test_services_chains_and_probabilities(book: Callable[..., RuleBook]) -> Non
 
 def test_a_backend_that_the_rules_do_not_have_gives_nothing(book: Callable[..., RuleBook]) -> None:
     assert route(book(SHIP_IT), "10.96.100.50", 8000, ("10.244.9.9", 8000)) == Route()
+
+
+def test_shares_of_backends_chosen_at_a_socket(book: Callable[..., RuleBook], kernel: Kernel) -> None:
+    """Where no chain leads. For the socket of a pod, whose namespace is no node's, what all nodes agree on holds."""
+    at_socket = {backend: Endpoint(*backend, 1 / 3, ()) for backend in BACKENDS}
+    address = Address("ClusterIP", "10.96.0.7", 80, None, (Branch((), (), at_socket),))
+    rules = book(SHIP_IT, replace(SHIP_IT, name=None, namespace=None, addresses=(address,)))
+    for where in (OWN, 1):
+        assert rules.socket_share("TCP", "10.96.0.7", 80, *BACKENDS[2], where) == pytest.approx(1 / 3)
+        assert rules.socket_share("TCP", "10.96.0.7", 80, "10.244.9.9", 8000, where) is None
+        by_rules = rules.socket_share("TCP", "10.96.100.50", 8000, *BACKENDS[2], where)
+        assert by_rules is None
+
+
+def test_maps_that_tell_of_no_change_are_read_again_when_a_backend_is_missing(
+    book: Callable[..., RuleBook], kernel: Kernel
+) -> None:
+    kernel.now = State(2, (), datapath=7)
+    rules = book(SHIP_IT)
+    assert not until(lambda: len(kernel.reads) > 1, 0.2)
+    rules.socket_share("TCP", "10.96.100.50", 8000, "10.244.9.9", 8000, OWN)
+    assert until(lambda: len(kernel.reads) > 1)
 
 
 def test_no_endpoints(book: Callable[..., RuleBook]) -> None:
