@@ -47,6 +47,7 @@ struct rewrite_key {
 	__u8 direction;
 	__u16 pad;
 };
+_Static_assert(sizeof(struct rewrite_key) == 40, "tracer.service_lb.REWRITE_KEY");
 
 struct rewrite {
 	__be32 address[4]; /* what the destination (IN) or source (OUT) becomes */
@@ -56,6 +57,7 @@ struct rewrite {
 	__u32 list; /* of endpoints, one of which this is; 0: this is none */
 	__u32 used; /* when it last was, see seconds() */
 };
+_Static_assert(sizeof(struct rewrite) == 28, "tracer.service_lb.REWRITE");
 
 BPF_TABLE("lru_hash", struct rewrite_key, struct rewrite, rewrites, MAX_REWRITES);
 

@@ -35,7 +35,10 @@ MEMBER_KEY = struct.Struct("=I18s2x")
 _ENDPOINT_LENGTH = 18  # of a struct backend: its address and port
 RANGE_KEY = struct.Struct("=II16s")
 PEER_KEY = struct.Struct("=Q16s2sHI")
+REWRITE_KEY = struct.Struct("=16s16s2s2sBBH")
+REWRITE = struct.Struct("=16s2sBBII")
 NODE_FACTS = struct.Struct("=Q16s16sII")
+_IN = 0  # enum direction, of packets that come in
 PRESENT = struct.pack("=I", 1)  # the value of members and source_ranges, which says nothing
 
 
@@ -266,6 +269,31 @@ def node_of_cgroup(cgroup: Path) -> tuple[int, NodeFacts | None] | None:
         if not _are_ours(maps):
             return None
         return maps["services"].info.id, _read_node(maps["node"]) if "node" in maps else None
+    finally:
+        for opened in maps.values():
+            opened.close()
+
+
+def rewritten(
+    cgroup: Path, source: IPAddress, destination: IPAddress, port: int, protocol: str
+) -> dict[int, tuple[IPAddress, int]]:
+    """Where the programs at devices sent packets from `source` to this destination, by source port.
+
+    Of the datapath that processes of this cgroup meet; {} when there is none of ours. Raises OSError.
+    """
+    maps = _maps_of_cgroup(cgroup)
+    try:
+        if not _are_ours(maps):
+            return {}
+        _add_packets_maps(maps)
+        wanted = (pack_ip(source), pack_ip(destination), pack_port(port), PROTOCOLS.get(protocol), _IN)
+        found = {}
+        for key, value in maps["rewrites"].items() if "rewrites" in maps else ():
+            came_from, went_to, sport, dport, number, direction, _ = REWRITE_KEY.unpack(key)
+            if (came_from, went_to, dport, number, direction) == wanted:
+                ip, backend_port, *_ = REWRITE.unpack(value)
+                found[unpack_port(sport)] = unpack_ip(ip), unpack_port(backend_port)
+        return found
     finally:
         for opened in maps.values():
             opened.close()

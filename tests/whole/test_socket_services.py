@@ -144,6 +144,16 @@ def test_explain_of_what_is_refused_and_of_what_sticks(sockets: Lab) -> None:
     assert (found["affinity_seconds"], found["passed"]["lookups"]) == (10800, 3)
 
 
+def test_crafted_packets_of_a_pod_are_translated_at_its_device(sockets: Lab) -> None:
+    options = ("--from", netns_path(sockets, "default/client"), "--kubeconfig", sockets.kubeconfig(), "-o", "json")
+    found = json.loads(run("probe", "shop/web:80", "--count", "60", *options).stdout)
+    assert found["service"] == {"namespace": "shop", "name": "web", "port_name": "http"}
+    observed = {each["ip"]: each["observed"] for each in found["reached"]}
+    assert sum(observed.values()) == 60
+    assert set(observed) == {pod["addresses"][0] for pod in sockets.pods("shop", "web")}
+    assert [each["expected"] for each in found["reached"]] == [pytest.approx(20)] * 3
+
+
 def test_the_live_trace_tells_what_was_asked_for(sockets: Lab, tmp_path: Path) -> None:
     """TCP and UDP, IPv4 and IPv6, by programs that know nothing of it."""
     services = told(sockets, "node1", "services")

@@ -17,8 +17,8 @@ from tracer import netns
 from tracer.destination import Destination, parse
 from tracer.errors import MissingError, NotRoot, UsageError
 from tracer.names.model import PodName
+from tracer.probe import devices, packets, wire
 from tracer.probe import origin as origins
-from tracer.probe import packets, wire
 from tracer.probe.flows import Flow
 from tracer.probe.origin import Origin
 from tracer.probe.packets import Ends
@@ -30,6 +30,7 @@ from tracer.rules.walk import TooManyWays
 
 if TYPE_CHECKING:
     from tracer.names import Names
+    from tracer.rules.sockets import Names as ServiceNames
 
 NAMES_SECONDS = 1.0  # what the names of backends may take once all else is known
 
@@ -84,16 +85,17 @@ def conducted(
     wire.require()
     origin = origins.find(wishes.origin)
     paths = netns.every()
-    book = Rulebook(origin, paths)
-    destination = locate(asked, book, wishes.family)
-    _check(destination)
-    source = netns.run_in(origin.path, lambda: wire.source_address(destination.ip))
-    ends = Ends(destination.protocol, source, destination.ip, destination.port)
     with contextlib.ExitStack() as stack:
+        book = Rulebook(origin, paths, _service_names(wishes, stack))
+        destination = locate(asked, book, wishes.family)
+        _check(destination)
+        source = netns.run_in(origin.path, lambda: wire.source_address(destination.ip))
+        ends = Ends(destination.protocol, source, destination.ip, destination.port)
         names = _start_names(wishes, stack)
         notes: list[str] = []
         tracking = _start_tracking(ends, _with_own(paths, origin), notes, stack)
         flows = netns.run_in(origin.path, lambda: send(ends, wishes.plan, tracking, stopped, payload))
+        devices.add_hops(origin, ends, flows)
         if len(flows) < wishes.plan.count:
             notes.append(f"ended early: {len(flows)} of {wishes.plan.count} were sent")
         inode = translator(flows) or origin.inode
@@ -153,6 +155,17 @@ def _start_tracking(
     except NotRoot as error:
         notes.append(f"{error.message}: a backend is known only where it answers under its own address")
         return None
+
+
+def _service_names(wishes: Wishes, stack: contextlib.ExitStack) -> Callable[[], ServiceNames]:
+    """What names the Services in maps of eBPF."""
+    if not wishes.with_names:
+        return dict
+    from tracer.names.services import ServiceNames as Asking
+
+    asking = Asking(wishes.kubeconfig)
+    stack.callback(asking.close)
+    return asking.names
 
 
 def _start_names(wishes: Wishes, stack: contextlib.ExitStack) -> Names | None:

@@ -11,8 +11,8 @@ last all others, which must agree.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from tracer import destination as destinations
@@ -28,6 +28,7 @@ from tracer.rules.live import read_rules
 from tracer.rules.model import RuleSet
 from tracer.rules.rtnetlink import LiveRouting
 from tracer.rules.services import ServiceMap
+from tracer.rules.sockets import Names
 
 _DISTANCE = 2  # links away that a namespace is still near
 
@@ -61,10 +62,14 @@ class Prediction:
 
 
 class Rulebook:
-    """The rules of the namespaces of this machine, each read when it is first needed. Reading raises K8snetError."""
+    """The rules of the namespaces of this machine, each read when it is first needed. Reading raises K8snetError.
 
-    def __init__(self, origin: Origin, paths: Mapping[int, str]) -> None:
+    names: what gives the names of Services in maps of eBPF.
+    """
+
+    def __init__(self, origin: Origin, paths: Mapping[int, str], names: Callable[[], Names] = dict) -> None:
         self._origin = origin
+        self._names = names
         self._paths = {**paths, origin.inode: origin.path}
         self._read: dict[int, Rules] = {}
 
@@ -76,6 +81,8 @@ class Rulebook:
             path = self._paths[inode]
             state = changes.state(path)
             rules = RuleSet() if state.untouched else read_rules(path)
+            if rules.sockets is not None:
+                rules.sockets = replace(rules.sockets, names=self._names())
             self._read[inode] = Rules(
                 inode, path, rules, service_map(rules), netns.run_in(path, procfs.addresses), state
             )

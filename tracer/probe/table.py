@@ -86,10 +86,10 @@ def origin_label(origin: Origin) -> str:
 def destination_label(asked: Destination) -> str:
     """Where flows go to: the Service and its address, or the address alone."""
     service = asked.service
-    if service is None:
+    if service is None or service.full_name is None:
         return asked.endpoint
     port = f":{service.port_name}" if service.port_name else ""
-    return f"{service.namespace}/{service.name}{port} ({asked.endpoint})"
+    return f"{service.full_name}{port} ({asked.endpoint})"
 
 
 def pod_label(pod: PodName | None) -> str:
