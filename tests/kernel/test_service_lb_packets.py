@@ -43,6 +43,8 @@ class Network:
     """client ── eth0 of the node ── veth of the pod; the client's way to Services leads through the node."""
 
     def __init__(self, world: World) -> None:
+        # Without duplicate address detection the first packets need not wait for it.
+        _sh("sysctl -qw net.ipv6.conf.default.accept_dad=0")
         self.client, self.pod = Namespace(), Namespace()
         self.client.sh(f"ip link add eth0 type veth peer name eth0 netns {os.getpid()}")
         self.pod.sh(f"ip link add eth0 type veth peer name veth1 netns {os.getpid()}")
