@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
+from labs.bench.names import DATAPATHS
 from labs.cluster.options import CNIS, IP_FAMILIES, IPTABLES_VARIANTS, PROXY_MODES, ClusterOptions
 from tracer import __version__
 from tracer.errors import FormatError, K8snetError
@@ -220,6 +221,80 @@ def render(mode: str, family: str, node: str, filename: str) -> None:
     click.echo(text, nl=False)
 
 
+@cli.group()
+def bench() -> None:
+    """Measure on this machine, in namespaces of the measurement's own."""
+
+
+@bench.command(
+    epilog="""\b
+Examples:
+  sudo k8snet-lab bench scale --quick                               up to 1,000 Services: a minute
+  sudo k8snet-lab bench scale --output scale                        all: a quarter of an hour
+  sudo k8snet-lab bench scale --datapath nftables --datapath ebpf   two of the four
+  sudo k8snet-lab bench scale --quick -o json | jq '.results[] | [.datapath, .services, .new_flow_us.p50]'
+"""
+)
+@click.option("--quick", is_flag=True, help="Up to 1,000 Services, and fewer runs: under two minutes.")
+@click.option("--max", "most", type=int, metavar="N", help="The greatest number of Services, instead of 10,000.")
+@click.option(
+    "--datapath",
+    "datapaths",
+    multiple=True,
+    metavar="NAME",
+    type=click.Choice(DATAPATHS),
+    help=f"Only this one, may be given several times: {', '.join(DATAPATHS)}.",
+)
+@click.option(
+    "--output",
+    "directory",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Write results.csv, results.json and the plots scale.png and scale.svg there. The same command goes on with "
+    "a run that was interrupted.",
+)
+@click.option("-o", "format_", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def scale(quick: bool, most: int | None, datapaths: tuple[str, ...], directory: Path | None, format_: str) -> None:
+    """Compare what many Services cost in each datapath.
+
+    With 10 to 10,000 Services of 3 endpoints: how long a new connection takes, and connections per second, keep-alive
+    requests as a control, rules, memory, a full sync, and one endpoint's change. A full run takes 2 GB of memory.
+    """
+    import json
+
+    from rich.console import Console
+
+    from labs.bench import machine, plots, report, results
+    from labs.bench import scale as measurement
+
+    plan = measurement.plan(quick=quick, most=most, datapaths=datapaths)
+    draws = directory is not None and _can_draw()
+    journal = measurement.open_journal(plan, directory, machine.describe())
+    try:
+        with _Bar() as bar:
+            measurement.run(plan, journal, bar)
+    except KeyboardInterrupt:
+        if directory is not None:
+            say(f"interrupted; the same command goes on with what is in {directory}")
+        raise
+    found = results.collect(journal, plan.datapaths, plan.sizes)
+    if format_ == "json":
+        click.echo(json.dumps(report.document(journal.machine, found), indent=2))
+    else:
+        console = Console()
+        console.print(machine.words(journal.machine), highlight=False, soft_wrap=True)
+        for table in report.tables(found):
+            console.print(table)
+        for verdict in results.verdicts(found):
+            console.print(report.verdict_line(verdict), highlight=False, soft_wrap=True)
+        for line in results.not_won(found):
+            console.print(f"where ebpf does not win: {line}", highlight=False, soft_wrap=True)
+    if directory is not None:
+        report.write(directory, journal.machine, found)
+        if draws:
+            plots.draw(found, machine.words(journal.machine), directory)
+
+
 add_completion(cli, PROGRAM)
 
 
@@ -256,6 +331,47 @@ class _Progress:
         self.seconds = time.monotonic() - self._began
         if self._status is not None:
             self._status.stop()
+
+
+def _can_draw() -> bool:
+    """Whether there will be plots; if not, it is better said before a long run than after it."""
+    from labs.bench import plots
+    from tracer.errors import ToolMissing
+
+    try:
+        plots.require()
+    except ToolMissing as error:
+        say(f"note: {error.message}; {error.hint}")
+        return False
+    return True
+
+
+class _Bar:
+    """How far a measurement is, on standard error: a bar on a terminal, else nothing."""
+
+    def __enter__(self) -> _Bar:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        columns = (BarColumn(), TimeElapsedColumn(), TextColumn("left:"), TimeRemainingColumn())
+        words = TextColumn("{task.description}", markup=False)
+        console = Console(stderr=True)
+        self._progress = Progress(*columns, words, console=console, disable=not console.is_terminal, transient=True)
+        self._progress.start()
+        self._task = self._progress.add_task("starting", total=None)
+        return self
+
+    def start(self, seconds: float) -> None:
+        self._progress.update(self._task, total=seconds)
+
+    def show(self, what: str) -> None:
+        self._progress.update(self._task, description=what)
+
+    def advance(self, seconds: float) -> None:
+        self._progress.advance(self._task, seconds)
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
 
 
 def _read(filename: str) -> str:

@@ -10,6 +10,7 @@ from tests.bench import cluster as cluster_bench
 from tests.bench import hooks as hooks_bench
 from tests.bench import overhead as overhead_bench
 from tests.bench import rules as rules_bench
+from tests.bench import scale as scale_bench
 from tests.bench.output import output_options, tell
 
 
@@ -73,6 +74,13 @@ def cluster(runs: int, services: int, modes: tuple[str, ...], output: str, path:
 def _say(line: str) -> None:
     """What is being done, on standard error: the results alone go to standard output."""
     click.echo(line, err=True)
+
+
+@bench.command()
+@click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def scale(directory: Path) -> None:
+    """Put what `k8snet-lab bench scale --output DIRECTORY` measured into docs/performance.md, with its plot."""
+    scale_bench.document(directory)
 
 
 if __name__ == "__main__":
