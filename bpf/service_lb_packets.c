@@ -69,16 +69,53 @@ struct packet {
 	bool begins; /* it may begin a connection: TCP with SYN and without ACK, any datagram */
 };
 
+/* The first `length` bytes of a packet, to be read in place: copying them takes longer than all else here. */
+static __always_inline __u8 *first_bytes(struct __sk_buff *skb, __u32 length)
+{
+	if ((void *)(long)skb->data + length > (void *)(long)skb->data_end && bpf_skb_pull_data(skb, length))
+		return NULL;
+	void *data = (void *)(long)skb->data;
+	return data + length <= (void *)(long)skb->data_end ? data : NULL;
+}
+
+/* Fill in what is behind the IP header, `l4` bytes into the packet (a constant to the compiler). */
+static __always_inline bool parse_transport(struct __sk_buff *skb, __u32 l4, struct packet *packet)
+{
+	struct rewrite_key *key = &packet->key;
+	__u8 *data;
+	packet->l4 = l4;
+	if (key->protocol == IPPROTO_TCP) {
+		data = first_bytes(skb, l4 + TCP_FLAGS_OFFSET + 1);
+		if (!data)
+			return false;
+		packet->flags = data[l4 + TCP_FLAGS_OFFSET];
+	} else if (key->protocol == IPPROTO_UDP) {
+		data = first_bytes(skb, l4 + 4);
+		packet->flags = TCP_SYN;
+	} else {
+		return false;
+	}
+	if (!data)
+		return false;
+	key->source_port = *(__be16 *)(data + l4);
+	key->destination_port = *(__be16 *)(data + l4 + 2);
+	packet->begins = (packet->flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+	return true;
+}
+
 /* Fill in `packet`; false for what is not ours to look at. */
 static __always_inline bool parse(struct __sk_buff *skb, enum direction direction, struct packet *packet)
 {
-	__u16 type = 0;
 	struct rewrite_key *key = &packet->key;
+	__u8 *data = first_bytes(skb, ETH_LENGTH + 20);
+	if (!data)
+		return false;
+	__u16 type = *(__u16 *)(data + ETH_TYPE_OFFSET);
 	packet->l3 = ETH_LENGTH;
-	bpf_skb_load_bytes(skb, ETH_TYPE_OFFSET, &type, sizeof(type));
+	key->direction = direction;
 	if (type == ETH_TYPE_IPV4) {
-		__u8 header[20];
-		if (bpf_skb_load_bytes(skb, packet->l3, header, sizeof(header)) || header[0] != 0x45)
+		__u8 *header = data + ETH_LENGTH;
+		if (header[0] != 0x45)
 			return false;
 		if (header[6] & 0x3f || header[7]) /* a fragment */
 			return false;
@@ -86,34 +123,20 @@ static __always_inline bool parse(struct __sk_buff *skb, enum direction directio
 		key->source[2] = key->destination[2] = MAPPED;
 		__builtin_memcpy(&key->source[3], header + 12, 4);
 		__builtin_memcpy(&key->destination[3], header + 16, 4);
-		packet->l4 = packet->l3 + 20;
 		packet->is_ipv4 = true;
-	} else if (type == ETH_TYPE_IPV6) {
-		__u8 header[40];
-		if (bpf_skb_load_bytes(skb, packet->l3, header, sizeof(header)))
+		return parse_transport(skb, ETH_LENGTH + 20, packet);
+	}
+	if (type == ETH_TYPE_IPV6) {
+		data = first_bytes(skb, ETH_LENGTH + 40);
+		if (!data)
 			return false;
+		__u8 *header = data + ETH_LENGTH;
 		key->protocol = header[6];
 		__builtin_memcpy(key->source, header + 8, 16);
 		__builtin_memcpy(key->destination, header + 24, 16);
-		packet->l4 = packet->l3 + 40;
-	} else {
-		return false;
+		return parse_transport(skb, ETH_LENGTH + 40, packet);
 	}
-	if (key->protocol != IPPROTO_TCP && key->protocol != IPPROTO_UDP)
-		return false;
-	__u16 ports[2];
-	__u8 flags = TCP_SYN;
-	if (bpf_skb_load_bytes(skb, packet->l4, ports, sizeof(ports)))
-		return false;
-	if (key->protocol == IPPROTO_TCP &&
-		bpf_skb_load_bytes(skb, packet->l4 + TCP_FLAGS_OFFSET, &flags, sizeof(flags)))
-		return false;
-	key->source_port = ports[0];
-	key->destination_port = ports[1];
-	key->direction = direction;
-	packet->flags = flags;
-	packet->begins = (flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
-	return true;
+	return false;
 }
 
 /* Seconds, nearly (2^30 ns), since some time in the past. */
