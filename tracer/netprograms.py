@@ -33,6 +33,16 @@ class SocketHook(enum.IntEnum):
     GETPEERNAME6 = 30
 
 
+class DeviceHook(enum.IntEnum):
+    """Where a program sees a device's packets without a filter of tc before it: BPF_TCX_… (uapi/linux/bpf.h).
+
+    Linux commit e420bed02507 ("bpf: Add fd-based tcx multi-prog infra with link support") (in v6.6).
+    """
+
+    INGRESS = 46
+    EGRESS = 47
+
+
 def load_socket_program(hook: SocketHook, function: str, instructions: bytes) -> int:
     """Load bytecode for a hook; gives the program's descriptor. Raises BackendUnavailable."""
     return libbpf.load(_CGROUP_SOCK_ADDR, function, instructions, expected_attach_type=int(hook))
@@ -53,6 +63,18 @@ def link_to_cgroup(hook: SocketHook, program: int, cgroup: int) -> int:
     if link < 0:
         code = ctypes.get_errno()
         raise BackendUnavailable(f"{hook.name.lower()} can't be attached to the cgroup: {os.strerror(code)}")
+    return int(link)
+
+
+def link_to_device(hook: DeviceHook, program: int, index: int) -> int:
+    """Attach a program to a device of this network namespace; gives the link's descriptor.
+
+    Raises BackendUnavailable: kernels before 6.6 don't know such links.
+    """
+    link = btf.library().bpf_link_create(program, index, int(hook), None)
+    if link < 0:
+        code = ctypes.get_errno()
+        raise BackendUnavailable(f"{hook.name.lower()} of a device can't be attached to: {os.strerror(code)}")
     return int(link)
 
 

@@ -11,9 +11,10 @@ import asyncio
 import contextlib
 import errno
 import ipaddress
+import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from pyroute2.netlink.rtnl import RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR, RTMGRP
 
 from labs.cluster import ebpfloader, uplink, vxlan
 from labs.cluster.proxy.ebpf_changes import Addresses
+from tracer import bpfmaps, netprograms
+from tracer.errors import BackendUnavailable
+from tracer.netprograms import DeviceHook
 from tracer.service_lb import IPAddress, NodeFacts
 
 SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h
@@ -79,6 +83,7 @@ class Watcher:
         functions = (ebpfloader.FROM_OUTSIDE, ebpfloader.FROM_POD, ebpfloader.TO_DEVICE)
         self._programs = {function: ebpfloader.open_program(pins, function) for function in functions}
         self._attached: set[int] = set()  # to devices by index, which the kernel uses once only
+        self._pins = pins
 
     @property
     def is_complete(self) -> bool:
@@ -94,6 +99,7 @@ class Watcher:
                 if names[index] in self._outward or _is_pods(links[index]):
                     self._attach(route, index, names[index] in self._outward)
             self._attached &= links.keys()
+            self._forget(links.keys())
             self._missing = len(self._outward.difference(names.values()))
             found: dict[str, tuple[IPAddress, ...]] = {}
             for message in route.get_addr():
@@ -105,6 +111,34 @@ class Watcher:
     def _attach(self, route: IPRoute, index: int, outward: bool) -> None:
         """Attach in the place of what an earlier proxy attached, if it did; a device may go meanwhile."""
         came_in = ebpfloader.FROM_OUTSIDE if outward else ebpfloader.FROM_POD
+        try:
+            self._link(DeviceHook.INGRESS, came_in, index)
+            self._link(DeviceHook.EGRESS, ebpfloader.TO_DEVICE, index)
+        except BackendUnavailable:
+            self._add_filters(route, came_in, index)
+        else:
+            self._attached.add(index)
+
+    def _link(self, hook: DeviceHook, function: str, index: int) -> None:
+        """Attach by a link of its own, which a packet reaches sooner than a filter. Raises BackendUnavailable."""
+        path = self._pins / f"link_{hook.name.lower()}_{index}"
+        link = bpfmaps.pinned(path)
+        if link is None:
+            link = netprograms.link_to_device(hook, self._programs[function], index)
+            bpfmaps.pin(link, path)
+        else:
+            netprograms.replace_program(link, self._programs[function])
+        os.close(link)
+
+    def _forget(self, present: Collection[int]) -> None:
+        """Remove the pins of links to devices that are gone."""
+        for hook in DeviceHook:
+            for path in self._pins.glob(f"link_{hook.name.lower()}_*"):
+                if int(path.name.rpartition("_")[2]) not in present:
+                    path.unlink()
+
+    def _add_filters(self, route: IPRoute, came_in: str, index: int) -> None:
+        """Attach as filters of tc."""
         try:
             with _allowed(errno.EEXIST):
                 route.tc("add", "clsact", index)
