@@ -73,13 +73,15 @@ enum choice {
 	CHOSEN,
 	NO_ENDPOINT, /* to be refused */
 	SILENCE, /* to be dropped */
+	OUTDATED, /* `service` is no longer what the maps hold: look it up once more */
 };
 
 /*
  * Choose an endpoint of `service`. `random`: 32 bits; the same ones choose the same slot.
  *
  * A reader never sees half a change: user space fills a slot before it raises the count, and lowers the count before it
- * lets go of a slot; a slot that is past the count by the time that we look still holds an endpoint.
+ * lets go of a slot; a slot that is past the count by the time that we look still holds an endpoint. Only where this
+ * takes very long between two look-ups (a virtual processor may stand still) is a slot gone by then.
  */
 static __always_inline enum choice choose(
 	const struct service *service, struct affinity_key *client, __u32 random, struct backend *backend)
@@ -94,7 +96,7 @@ static __always_inline enum choice choose(
 	struct slot_key key = {.list = service->list, .slot = (__u64)random * service->count >> 32};
 	struct backend *found = slots.lookup(&key);
 	if (!found)
-		return NO_ENDPOINT;
+		return OUTDATED;
 	*backend = *found;
 	if (service->affinity_seconds) {
 		struct affinity affinity = {.used_ns = bpf_ktime_get_ns(), .backend = *backend};
@@ -188,6 +190,10 @@ static __always_inline bool translate(
 	__u32 random = key->protocol == IPPROTO_UDP ? (bpf_get_socket_cookie(ctx) * 0x9e3779b97f4a7c15ULL) >> 32
 						    : bpf_get_prandom_u32();
 	enum choice choice = choose(service, &client, random, backend);
+	if (choice == OUTDATED) {
+		service = services.lookup(key);
+		choice = service ? choose(service, &client, random, backend) : NO_ENDPOINT;
+	}
 	if (choice == NO_ENDPOINT && connects) {
 		bpf_set_retval(-ECONNREFUSED);
 		*verdict = REJECT;

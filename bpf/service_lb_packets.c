@@ -232,6 +232,20 @@ static __always_inline bool is_over(struct entries *entries, const struct rewrit
 	return (to_client->seen | from_node->seen) & TCP_RST || to_client->seen & from_node->seen & TCP_FIN;
 }
 
+/* Whether what goes `there` has a source of this node already, and its answers find the way back. */
+static __always_inline bool has_snat(struct entries *entries)
+{
+	const struct rewrite_key *there = &entries->there;
+	struct rewrite *from_node = rewrites.lookup(&entries->there);
+	if (!from_node)
+		return false;
+	set_key(&entries->back, there->protocol, IN, there->destination_port, from_node->port);
+	copy_address(entries->back.source, there->destination);
+	copy_address(entries->back.destination, from_node->address);
+	struct rewrite *to_client = rewrites.lookup(&entries->back);
+	return to_client && to_client->port == there->source_port && is_same(to_client->address, there->source);
+}
+
 /* Give what goes `there` a source of this node, with a port from which answers find the way back. */
 static __always_inline bool enter_snat(struct entries *entries, const __be32 node_address[4])
 {
@@ -298,9 +312,10 @@ static __always_inline bool enter(const struct packet *packet, const struct serv
 	copy_address(to_backend->address, backend->address);
 	to_backend->port = backend->port;
 	to_backend->list = service->list;
-	/* The client may have used this port before, for a Service that is masqueraded. */
-	rewrites.delete(there);
-	if (needs_snat(packet, service, backend, node_address) && !enter_snat(entries, node_address))
+	/* Else it has been masqueraded if the client used this port before, for another Service. */
+	if (!needs_snat(packet, service, backend, node_address))
+		rewrites.delete(there);
+	else if (!has_snat(entries) && !enter_snat(entries, node_address))
 		return false;
 	rewrites.update(answer, from_service);
 	rewrites.update((struct rewrite_key *)&packet->key, to_backend);
@@ -400,48 +415,56 @@ static __always_inline struct service *service_of(const struct packet *packet, e
 	return services.lookup(&key);
 }
 
-/* Whether what a rewrite remembers still stands: its endpoint, if it leads to one, may be gone. */
-static __always_inline bool stands(const struct packet *packet, const struct rewrite *rewrite)
+/* The endpoint that a connection which begins anew had before, if it is still one: a first packet may come twice. */
+static __always_inline bool find_known(
+	const struct rewrite *known, const struct service *service, struct backend *backend)
 {
-	struct backend backend = {.port = rewrite->port};
-	if (!rewrite->list || !packet->begins)
-		return true;
-	copy_address(backend.address, rewrite->address);
-	return is_member(rewrite->list, &backend);
+	if (!known || known->list != service->list)
+		return false;
+	copy_address(backend->address, known->address);
+	backend->port = known->port;
+	return is_member(service->list, backend);
+}
+
+/* Translate a packet that may begin a connection to the Service; what to do with it. */
+static __always_inline int begin(
+	struct __sk_buff *skb, const struct packet *packet, const struct rewrite *known, const struct service *service)
+{
+	struct rewrite to_backend = {};
+	struct backend backend = {};
+	struct affinity_key client = {.scope = SCOPE_OUTSIDE};
+	if (!is_in_range(service, packet))
+		return TC_ACT_SHOT;
+	copy_address(client.client, packet->key.source);
+	if (!find_known(known, service, &backend)) {
+		enum choice choice = choose(service, &client, bpf_get_prandom_u32(), &backend);
+		if (choice == NO_ENDPOINT)
+			return refuse(skb, packet);
+		if (choice != CHOSEN)
+			return TC_ACT_SHOT; /* or outdated: the sender will try again */
+	}
+	if (!enter(packet, service, &backend, &to_backend))
+		return TC_ACT_SHOT;
+	apply(skb, packet, &to_backend);
+	return TC_ACT_OK;
 }
 
 static __always_inline int come_in(struct __sk_buff *skb, enum scope scope)
 {
 	struct packet packet = {};
-	struct rewrite to_backend = {};
-	struct backend backend = {};
 	if (!parse(skb, IN, &packet))
 		return TC_ACT_OK;
 	struct rewrite *known = rewrites.lookup(&packet.key);
-	if (known && stands(&packet, known)) {
-		note_use(known, &packet);
-		to_backend = *known;
-		apply(skb, &packet, &to_backend);
-		return TC_ACT_OK;
-	}
 	struct service *service = packet.begins ? service_of(&packet, scope) : NULL;
-	if (!service)
-		return TC_ACT_OK;
-	if (!is_in_range(service, &packet))
-		return TC_ACT_SHOT;
-	struct affinity_key client = {.scope = SCOPE_OUTSIDE};
-	copy_address(client.client, packet.key.source);
-	switch (choose(service, &client, bpf_get_prandom_u32(), &backend)) {
-	case CHOSEN:
-		if (!enter(&packet, service, &backend, &to_backend))
-			return TC_ACT_SHOT;
-		apply(skb, &packet, &to_backend);
-		return TC_ACT_OK;
-	case NO_ENDPOINT:
-		return refuse(skb, &packet);
-	default:
-		return TC_ACT_SHOT;
+	if (service)
+		return begin(skb, &packet, known, service);
+	/* A datagram to an endpoint that is gone with its Service is left alone; a connection may end in peace. */
+	if (known && !(known->list && packet.begins)) {
+		note_use(known, &packet);
+		struct rewrite rewrite = *known;
+		apply(skb, &packet, &rewrite);
 	}
+	return TC_ACT_OK;
 }
 
 /* At a device that leads to other machines. */

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-# Who started the container, or a command in it, is in its cgroup too, but not in its pid namespace, and ends after it.
-TRIES_SECONDS = (0.002, 0.01, 0.05, 0.2, 1.0)
+# Who started the container, or a command in it, is in its cgroup too, but not in its pid namespace, and ends after it;
+# and where many containers end at once, the kernel takes seconds to take their mounts apart.
+TRIES_SECONDS = (0.002, 0.01, 0.05, 0.2, 0.5, 1.0, 2.0)
 
 
 async def remove(path: str | None) -> None:

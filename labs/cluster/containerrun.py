@@ -114,14 +114,14 @@ class ContainerRun:
         work, container = self._work, self._container
         running = work.running
         spec = container_spec(work.pod, self._entry, work.means.node, running.addresses, work.sources())
-        if spec.cgroup is not None:
-            Path(spec.cgroup).mkdir(parents=True, exist_ok=True)
         spec.mounts, mounts = await work.volumes.mounts(self._entry, spec.env)
         reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         io = container.io = _make_io(work.pod, self._entry, spec.id)
         begun: list[Started] = []
         try:
             os.set_blocking(writer, True)
+            if spec.cgroup is not None:
+                Path(spec.cgroup).mkdir(parents=True, exist_ok=True)  # from here on it is removed again, however we end
             self._message = terminationmessage.make_file(work.pod, container.name, spec.id)
             spec.mounts.append(Mount(self._entry["terminationMessagePath"]))
             mounts.append(linux.clone_mount(str(self._message)))

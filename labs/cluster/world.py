@@ -389,7 +389,8 @@ class World:
 
     def unready(self) -> list[Reason]:
         """What keeps the cluster from being ready, now."""
-        return unready(self.store, [(node.facts.name, node.kubelet) for node in self.nodes])
+        down = [Reason(f"{node.facts.name} is down") for node in self.nodes if not node.started.is_alive]
+        return down + unready(self.store, [(node.facts.name, node.kubelet) for node in self.nodes])
 
 
 def node_environment(name: str) -> dict[str, str]:

@@ -98,8 +98,8 @@ class Lab:
         return answer
 
     def pods(self, namespace: str, prefix: str = "") -> list[dict[str, Any]]:
-        """The pods of a namespace whose names start so."""
-        pods = self.status()["pods"]
+        """The pods of a namespace whose names start so, whether the cluster is ready or not."""
+        pods = json.loads(self.run("status", "-o", "json", check=False).stdout)["pods"]
         return [pod for pod in pods if pod["namespace"] == namespace and pod["name"].startswith(prefix)]
 
     @property

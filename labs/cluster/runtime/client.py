@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import itertools
 import os
+import select
 import signal
 import socket
 from collections.abc import Sequence
@@ -37,6 +38,16 @@ class Started:
     pid: int
     pidfd: int
     ended: asyncio.Future[int]
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its first process has not ended, which `ended` tells only when all is gone that it had."""
+        if self.ended.done():
+            return False
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        return not poll.poll(0)
+
     runtime: Runtime
 
     def kill(self) -> None:
