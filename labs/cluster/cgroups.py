@@ -8,6 +8,7 @@ own (`labs.cluster.ledger`).
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 # Who started the container, or a command in it, is in its cgroup too, but not in its pid namespace, and ends after it;
@@ -16,12 +17,26 @@ TRIES_SECONDS = (0.002, 0.01, 0.05, 0.2, 0.5, 1.0, 2.0)
 
 
 async def remove(path: str | None) -> None:
-    """Remove a cgroup that should be empty; one that stays busy goes with the cluster."""
+    """Remove a cgroup that should be empty, with what is below it; one that stays busy goes with the cluster.
+
+    To the end, also if cancelled.
+    """
     if path is None:
         return
+    task = asyncio.create_task(_try_to_remove(Path(path)))
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await task
+        raise
+
+
+async def _try_to_remove(path: Path) -> None:
     for seconds in TRIES_SECONDS:
         try:
-            Path(path).rmdir()
+            for directory, _, _ in os.walk(path, topdown=False):
+                Path(directory).rmdir()
+            path.rmdir()
             return
         except FileNotFoundError:
             return

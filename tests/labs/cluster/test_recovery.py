@@ -301,10 +301,16 @@ def test_pods_that_go_while_they_start_leave_no_process(victim: Lab, patience: f
         victim.exec("node1", "kubectl", "scale", *deployment, "--replicas=0")
     deadline = time.monotonic() + 20 * patience
     while (left := pod_cgroups(cgroup) - uids(victim)) or victim_pods(victim):
-        assert time.monotonic() < deadline, left
+        assert time.monotonic() < deadline, _busy(cgroup, left)
         time.sleep(0.5)  # to ask is work for the cluster, too
     victim.exec("node1", "kubectl", "scale", *deployment, "--replicas=3")
     wait_until_ready(victim, patience)
+
+
+def _busy(root: str, uids: set[str]) -> list[str]:
+    """What is in the cgroups of these pods, to be told when they stay."""
+    found = [directory for directory, _, _ in os.walk(root) if any(uid in directory for uid in uids)]
+    return [f"{directory}: {Path(directory, 'cgroup.procs').read_text().split()}" for directory in found]
 
 
 def pod_cgroups(root: str) -> set[str]:
