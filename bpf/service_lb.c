@@ -193,6 +193,8 @@ static __always_inline bool translate(
 	if (choice == OUTDATED) {
 		service = services.lookup(key);
 		choice = service ? choose(service, &client, random, backend) : NO_ENDPOINT;
+		if (choice == OUTDATED)
+			choice = NO_ENDPOINT;
 	}
 	if (choice == NO_ENDPOINT && connects) {
 		bpf_set_retval(-ECONNREFUSED);

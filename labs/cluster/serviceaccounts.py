@@ -1,7 +1,7 @@
 """Gives every pod the volume with its service account's token, and mounts it in all containers.
 
 Stands for the mounting half of the admission plugin ServiceAccount (plugin/pkg/admission/serviceaccount): the projected
-volume kube-api-access-XXXXX. Left out: refusing pods that name a missing account.
+volume kube-api-access-XXXXX. Not here: refusing pods that name a missing account (`labs.cluster.admission`).
 """
 
 from __future__ import annotations

@@ -145,6 +145,24 @@ def test_without_endpoints_connect_is_refused_and_a_datagram_let_go(world: World
     assert world.run(act) == [errno.ECONNREFUSED, errno.ECONNREFUSED]
 
 
+def test_a_slot_that_stays_empty_is_refused_and_never_let_through(world: World) -> None:
+    """What no proxy writes: a Service that promises one endpoint more than its list has."""
+
+    def act(world: World) -> Any:
+        world.tables().apply({"web": service(*serve(1))})
+        slots = ebpfloader.open_maps(world.pins)["slots"]
+        for key, _ in list(slots.items()):
+            slots.delete(key)
+        world.enter()
+        try:
+            socket.create_connection(SERVICE, timeout=1)
+        except OSError as error:
+            return error.errno
+        return 0
+
+    assert world.run(act) == errno.ECONNREFUSED
+
+
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
 @pytest.mark.parametrize("connected", [True, False])
 def test_an_answer_to_a_datagram_comes_from_where_it_was_sent(world: World, family: int, connected: bool) -> None:

@@ -83,7 +83,7 @@ def respond(wire: bytes, responder: Responder, *, udp: bool) -> Response | None:
         return _early(number, flags, dns.rcode.FORMERR)
     try:
         return _respond(query, responder, udp=udp)
-    except Exception:
+    except Exception:  # a defect of ours costs one answer, not the server
         log.exception("a query could not be answered")
         return replace(_refusal(query, dns.rcode.SERVFAIL), lasting=False)
 
