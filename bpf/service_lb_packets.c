@@ -449,6 +449,29 @@ static __always_inline int begin(
 	return TC_ACT_OK;
 }
 
+/*
+ * The packet begins a connection to an endpoint itself. If its client had a connection to the same endpoint through a
+ * Service before, with the same port, then what was entered for that one would rewrite this one's packets.
+ */
+static __always_inline void forget_former(const struct packet *packet)
+{
+	int zero = 0;
+	const struct rewrite_key *key = &packet->key;
+	struct entries *entries = scratch.lookup(&zero);
+	if (!entries)
+		return;
+	set_key(&entries->answer, key->protocol, OUT, key->destination_port, key->source_port);
+	copy_address(entries->answer.source, key->destination);
+	copy_address(entries->answer.destination, key->source);
+	if (!rewrites.lookup(&entries->answer))
+		return;
+	set_key(&entries->there, key->protocol, OUT, key->source_port, key->destination_port);
+	copy_address(entries->there.source, key->source);
+	copy_address(entries->there.destination, key->destination);
+	rewrites.delete(&entries->answer);
+	rewrites.delete(&entries->there);
+}
+
 static __always_inline int come_in(struct __sk_buff *skb, enum scope scope)
 {
 	struct packet packet = {};
@@ -458,6 +481,8 @@ static __always_inline int come_in(struct __sk_buff *skb, enum scope scope)
 	struct service *service = packet.begins ? service_of(&packet, scope) : NULL;
 	if (service)
 		return begin(skb, &packet, known, service);
+	if (packet.begins && !known)
+		forget_former(&packet);
 	/* A datagram to an endpoint that is gone with its Service is left alone; a connection may end in peace. */
 	if (known && !(known->list && packet.begins)) {
 		note_use(known, &packet);

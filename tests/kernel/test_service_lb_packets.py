@@ -7,6 +7,7 @@ import errno
 import ipaddress
 import os
 import socket
+import struct
 import subprocess
 from collections.abc import Iterator
 from typing import Any
@@ -57,7 +58,8 @@ class Network:
             _sh(f"ip addr add {NODE[family]}/{long} dev eth0 {flags}", "ip link set eth0 up")
             _sh(f"ip addr add {GATEWAY[family]}/{alone} dev veth1 {flags}", "ip link set veth1 up")
             _sh(f"ip {way} route add {POD[family]}/{alone} dev veth1")
-            self.client.sh(f"ip {way} route add {SERVICE[family]}/{alone} via {NODE[family]}")
+            for address in (SERVICE[family], POD[family]):
+                self.client.sh(f"ip {way} route add {address}/{alone} via {NODE[family]}")
             self.pod.sh(f"ip {way} route add {GATEWAY[family]}/{alone} dev eth0")
             self.pod.sh(f"ip {way} route add default via {GATEWAY[family]} dev eth0")
         _sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
@@ -71,8 +73,11 @@ class Network:
         backends = (Backend(ipaddress.ip_address(POD[family]), TARGET, True).pack(),) if endpoints else ()
         self.tables.apply({(family, protocol): Wanted(at, backends, (), 0, ())})
 
-    def call(self, source: Namespace, family: int) -> str:
-        """Connect to the Service from a namespace, send and receive; who the pod sees as its client, or an errno."""
+    def call(self, source: Namespace, family: int, to: tuple[str, int] | None = None, port: int = 0) -> str:
+        """Connect from a namespace, send and receive; who the pod sees as its client, or an errno.
+
+        `to`: other than the Service. `port`: the client's, if the kernel is not to choose; may be used again at once.
+        """
 
         def listen() -> socket.socket:
             return socket.create_server(("", TARGET), family=FAMILIES[family])
@@ -80,7 +85,7 @@ class Network:
         with self.pod.run(listen) as server:
             server.settimeout(5)
             try:
-                client = source.run(lambda: socket.create_connection((SERVICE[family], PORT), timeout=2))
+                client = source.run(lambda: connect(to or (SERVICE[family], PORT), FAMILIES[family], port))
             except OSError as error:
                 return errno.errorcode.get(error.errno or 0, "timeout")
             with client:
@@ -91,6 +96,20 @@ class Network:
                     connection.sendall(b"pong")
                     assert client.recv(10) == b"pong"
         return str(address[0])
+
+
+def connect(to: tuple[str, int], family: socket.AddressFamily, port: int) -> socket.socket:
+    client = socket.socket(family, socket.SOCK_STREAM)
+    client.settimeout(2)
+    try:
+        # Reset at the end, so that neither side keeps the pair of addresses for a minute.
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.bind(("", port))
+        client.connect(to)
+    except OSError:
+        client.close()
+        raise
+    return client
 
 
 def _sh(*commands: str) -> None:
@@ -114,6 +133,25 @@ def test_a_client_outside(world: World, family: int) -> None:
         return found
 
     assert world.run(act) == [CLIENT[family], NODE[family], "ECONNREFUSED", "timeout"]
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("flags", [ServiceFlag(0), ServiceFlag.MASQUERADE])
+def test_who_asks_for_the_endpoint_itself_has_nothing_of_an_ended_connections_rewrites(
+    world: World, family: int, flags: ServiceFlag
+) -> None:
+    """With the port that the client had used for the Service before; and the other way round."""
+
+    def act(world: World) -> Any:
+        network = Network(world)
+        network.set(family, flags=flags)
+        return [
+            network.call(network.client, family, to, port=40000)
+            for to in (None, (POD[family], TARGET), None, (POD[family], TARGET))
+        ]
+
+    through = NODE[family] if flags else CLIENT[family]
+    assert world.run(act) == [through, CLIENT[family], through, CLIENT[family]]
 
 
 @pytest.mark.parametrize("family", [4, 6])
