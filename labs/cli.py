@@ -15,6 +15,7 @@ import click
 
 from labs.bench.names import DATAPATHS
 from labs.cluster.options import CNIS, IP_FAMILIES, IPTABLES_VARIANTS, PROXY_MODES, ClusterOptions
+from labs.lessoncommands import add_commands
 from tracer import __version__
 from tracer.errors import FormatError, K8snetError
 from tracer.program import add_completion, run, say
@@ -295,6 +296,7 @@ def scale(quick: bool, most: int | None, datapaths: tuple[str, ...], directory: 
             plots.draw(found, machine.words(journal.machine), directory)
 
 
+add_commands(cli, _name)
 add_completion(cli, PROGRAM)
 
 

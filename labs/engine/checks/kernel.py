@@ -1,0 +1,186 @@
+"""Checks of what the kernel of a node or pod holds: rules, connection tracking, routes, links, BPF maps.
+
+What belongs here: reading state in a form made for programs (`ip -j`, conntrack's XML, `k8snet-trace -o json`).
+What does not: sending anything (`traffic`).
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping
+from typing import Any
+
+from labs.engine.checks.context import Context
+from labs.engine.outcome import Outcome, failed, passed
+from tracer.errors import K8snetError
+
+
+def rule(
+    context: Context,
+    *,
+    node: str,
+    to: str,
+    verdict: str = "dnat",
+    backends: int | None = None,
+    masquerade: bool | None = None,
+    affinity: bool | None = None,
+    source: str | None = None,
+) -> Outcome:
+    """A node's rules (or maps) do this with a packet to `to` (as `k8snet-trace explain` takes it).
+
+    Reasons: verdict, backends, masquerade, affinity.
+    """
+    document = explain(context, node, to, source)
+    look = f"sudo k8snet-lab exec {node} -- k8snet-trace explain {to}"
+    for reason, wanted, has in (
+        ("verdict", verdict, document["verdict"]),
+        ("backends", backends, len(document["backends"])),
+        ("masquerade", masquerade, document["masquerade"]),
+        ("affinity", affinity, bool(document["affinity_seconds"])),
+    ):
+        if wanted is not None and wanted != has:
+            expected = f"the rules of {node} for {to}: {reason} {_word(wanted)}"
+            return failed(reason, expected=expected, seen=f"{reason} {_word(has)}", look=look)
+    return passed(f"{node} sends {to} to {len(document['backends'])} backends" if document["backends"] else verdict)
+
+
+def explain(context: Context, node: str, to: str, source: str | None = None) -> dict[str, Any]:
+    """What `k8snet-trace explain` says of one destination on a node. Raises K8snetError."""
+    options = ["--source", source] if source else []
+    ran = context.world.trace(node, "explain", to, "-o", "json", *options)
+    document = ran.json()
+    found: dict[str, Any] = document[0] if isinstance(document, list) else document
+    return found
+
+
+def _word(value: object) -> str:
+    return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+
+
+def conntrack(
+    context: Context,
+    *,
+    node: str,
+    protocol: str = "tcp",
+    original: Mapping[str, Any],
+    reply: Mapping[str, Any] | None = None,
+    present: bool = True,
+) -> Outcome:
+    """A node's connection tracking has an entry whose tuples have these values (src, dst, sport, dport), or has none.
+
+    Reasons: no-entry, entry.
+    """
+    wanted = {"original": dict(original), "reply": dict(reply or {})}
+    found = [entry for entry in entries(context, node, protocol) if _fits(entry, wanted)]
+    words = f"an entry of {protocol} with {_tuples(wanted)}"
+    look = f"sudo k8snet-lab exec {node} -- conntrack -L -p {protocol}"
+    if bool(found) == present:
+        return passed(f"{node} has {words}" if present else f"{node} has no such entry")
+    if present:
+        return failed("no-entry", expected=f"{words} on {node}", seen="none", look=look)
+    return failed("entry", expected=f"no {words.removeprefix('an ')} on {node}", seen=_tuples(found[0]), look=look)
+
+
+Entry = dict[str, dict[str, str]]
+
+
+def entries(context: Context, node: str, protocol: str) -> list[Entry]:
+    """A node's connection-tracking entries: "original" and "reply", each with src, dst, sport, dport.
+
+    Raises K8snetError.
+    """
+    ran = context.world.run(node, "conntrack", "-L", "-p", protocol, "-o", "xml")
+    if ran.code != 0:
+        raise K8snetError(f"conntrack on {node}: {ran.err.strip()}")
+    flows = ElementTree.fromstring(ran.out) if ran.out.strip() else ()
+    return [_entry(flow) for flow in flows]
+
+
+def _entry(flow: ElementTree.Element) -> Entry:
+    found: Entry = {}
+    for meta in flow.findall("meta"):
+        if meta.get("direction") in ("original", "reply"):
+            found[meta.attrib["direction"]] = {child.tag: child.text or "" for child in meta.iter() if child.text}
+    return found
+
+
+def _fits(entry: Entry, wanted: Mapping[str, Mapping[str, Any]]) -> bool:
+    return all(
+        entry.get(direction, {}).get(key) == str(value)
+        for direction, values in wanted.items()
+        for key, value in values.items()
+    )
+
+
+def _tuples(entry: Mapping[str, Mapping[str, Any]]) -> str:
+    keys = ("src", "dst", "sport", "dport")
+    parts = [
+        f"{direction} " + " ".join(f"{key}={values[key]}" for key in keys if key in values)
+        for direction, values in entry.items()
+        if values
+    ]
+    return ", ".join(parts)
+
+
+def route(
+    context: Context, *, target: str, to: str, via: str | None = None, device: str | None = None, present: bool = True
+) -> Outcome:
+    """A node or pod has the route `to` (a network, or "default"), through this gateway or device; or has it not.
+
+    Reasons: no-route, route, via, device.
+    """
+    ran = context.world.run(target, "ip", "-j", *(["-6"] if ":" in to else []), "route", "show", to)
+    routes = [one for one in ran.json() or [] if one.get("dst") == to] if ran.out.strip() else []
+    look = f"sudo k8snet-lab exec {target} -- ip route"
+    if bool(routes) != present:
+        if present:
+            return failed("no-route", expected=f"a route to {to} on {target}", seen="none", look=look)
+        return failed("route", expected=f"no route to {to} on {target}", seen="there is one", look=look)
+    for reason, wanted, key in (("via", via, "gateway"), ("device", device, "dev")):
+        if present and wanted is not None and routes[0].get(key) != wanted:
+            expected = f"the route to {to} on {target}: {reason} {wanted}"
+            return failed(reason, expected=expected, seen=f"{reason} {routes[0].get(key, 'nothing')}", look=look)
+    return passed(f"{target} has a route to {to}" if present else f"{target} has no route to {to}")
+
+
+def link(
+    context: Context,
+    *,
+    target: str,
+    name: str,
+    state: str | None = None,
+    mtu: int | None = None,
+    kind: str | None = None,
+) -> Outcome:
+    """A node or pod has a network device, in this state (UP, DOWN), with this MTU, of this kind (veth, bridge, vxlan).
+
+    Reasons: no-link, state, mtu, kind.
+    """
+    ran = context.world.run(target, "ip", "-j", "-d", "link", "show", "dev", name)
+    look = f"sudo k8snet-lab exec {target} -- ip -d link"
+    if ran.code != 0:
+        return failed("no-link", expected=f"a device {name} on {target}", seen=ran.err.strip(), look=look)
+    (found,) = (one for one in ran.json() if one)
+    up = "UP" if "UP" in found["flags"] else "DOWN"
+    for reason, wanted, has in (
+        ("state", state, up),
+        ("mtu", mtu, found["mtu"]),
+        ("kind", kind, (found.get("linkinfo") or {}).get("info_kind", "none")),
+    ):
+        if wanted is not None and wanted != has:
+            return failed(reason, expected=f"{name} on {target}: {reason} {wanted}", seen=f"{reason} {has}", look=look)
+    return passed(f"{target} has {name}, {up}")
+
+
+def bpf_map(context: Context, *, node: str, service: str, namespace: str = "default", endpoints: int) -> Outcome:
+    """The maps of the eBPF datapath on a node hold a Service with so many endpoints. Reasons: no-service, endpoints."""
+    ran = context.world.trace(node, "services", "-o", "json")
+    found = [one for one in ran.json() if one["name"] == service and one["namespace"] == namespace]
+    look = f"sudo k8snet-lab exec {node} -- k8snet-trace services"
+    what = f"Service {namespace}/{service} in the maps of {node}"
+    if not found:
+        return failed("no-service", expected=what, seen="it is not there", look=look)
+    has = len(found[0]["endpoints"])
+    if has != endpoints:
+        return failed("endpoints", expected=f"{what} with {endpoints} endpoints", seen=f"it has {has}", look=look)
+    return passed(f"{what}: {has} endpoints")

@@ -1,0 +1,148 @@
+"""Checks of what the API holds: Services, endpoints, and any object.
+
+What belongs here: looking at objects. What does not: whether traffic follows them (`kernel`, `traffic`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jsonpath
+
+from labs.engine.checks.context import Context
+from labs.engine.outcome import Outcome, failed, passed
+from labs.engine.world import get
+from tracer.errors import UsageError
+
+
+def object_(
+    context: Context,
+    *,
+    kind: str,
+    name: str,
+    namespace: str = "default",
+    path: str | None = None,
+    equals: Any = None,
+    one_of: list[Any] | None = None,
+    absent: bool = False,
+) -> Outcome:
+    """An object is there, and what a JSONPath (RFC 9535) finds in it is `equals`, or `one_of`; or, `absent`, it is not.
+
+    Without `path` only the object itself counts. Reasons: missing, there, different.
+    """
+    found = get(context.world, kind, name, namespace)
+    what = f"{kind} {namespace}/{name}"
+    look = f"kubectl -n {namespace} get {kind} {name} -o yaml"
+    if path is None:
+        return _existence(found is not None, not absent, what, f"kubectl -n {namespace} get {kind}")
+    if found is None:
+        return failed("missing", expected=what, seen="there is none", look=f"kubectl -n {namespace} get {kind}")
+    values = jsonpath.findall(path, found)
+    if absent:
+        if not values:
+            return passed(f"{what} has no {path}")
+        return failed("there", expected=f"no {path} in {what}", seen=f"{path} is {values[0]}", look=look)
+    wanted = [equals] if one_of is None else one_of
+    if values and values[0] in wanted:
+        return passed(f"{what}: {path} is {values[0]}")
+    expected = f"{path} of {what} to be {' or '.join(map(str, wanted))}"
+    return failed("different", expected=expected, seen=f"{values[0]}" if values else "it is not set", look=look)
+
+
+def _existence(is_there: bool, wanted: bool, what: str, look: str) -> Outcome:
+    if is_there == wanted:
+        return passed(f"{what} is there" if is_there else f"{what} is gone")
+    if wanted:
+        return failed("missing", expected=what, seen="there is none", look=look)
+    return failed("there", expected=f"no {what}", seen="it is still there", look=look)
+
+
+def service(
+    context: Context,
+    *,
+    name: str,
+    namespace: str = "default",
+    type: str | None = None,
+    port: int | None = None,
+    target_port: Any = None,
+    selector: dict[str, str] | None = None,
+    headless: bool | None = None,
+) -> Outcome:
+    """A Service is there, of this type, with this port (and its targetPort), this selector, headless or not.
+
+    Reasons: missing, type, port, target-port, selector, headless.
+    """
+    found = get(context.world, "service", name, namespace)
+    what, look = f"Service {namespace}/{name}", f"kubectl -n {namespace} describe service {name}"
+    if found is None:
+        return failed("missing", expected=what, seen="there is none", look=f"kubectl get services -n {namespace}")
+    spec = found["spec"]
+    ports = {entry["port"]: entry.get("targetPort") for entry in spec.get("ports", ())}
+    for reason, wanted, has in (
+        ("type", type, spec["type"]),
+        ("headless", headless, spec.get("clusterIP") == "None"),
+        ("port", port, port if port in ports else ", ".join(map(str, ports)) or "none"),
+        ("target-port", target_port, ports.get(port)),
+        ("selector", selector, spec.get("selector")),
+    ):
+        if wanted is not None and wanted != has:
+            expected = f"{what} with {reason} {_words(wanted)}"
+            return failed(reason, expected=expected, seen=f"its {reason} is {_words(has)}", look=look)
+    return passed(f"{what} is there, of type {spec['type']}")
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, dict):
+        return ",".join(f"{key}={text}" for key, text in sorted(value.items())) or "empty"
+    return {True: "yes", False: "no", None: "not set"}.get(value, str(value))
+
+
+def endpoint(
+    context: Context,
+    *,
+    service: str,
+    namespace: str = "default",
+    ready: int | None = None,
+    at_least: int | None = None,
+    port: int | None = None,
+) -> Outcome:
+    """A Service has so many ready endpoints, by its EndpointSlices, and each has this port.
+
+    Reasons: no-endpoints, count, port.
+    """
+    slices = get(context.world, "endpointslices", None, namespace, f"kubernetes.io/service-name={service}")
+    what = f"Service {namespace}/{service}"
+    look = f"kubectl -n {namespace} get endpointslices -l kubernetes.io/service-name={service} -o wide"
+    addresses = ready_addresses(slices)
+    least = at_least if at_least is not None else 1
+    wanted = f"{ready}" if ready is not None else f"at least {least}"
+    if not addresses and ready != 0:
+        return failed("no-endpoints", expected=f"{what} with {wanted} ready endpoints", seen="it has none", look=look)
+    if len(addresses) != ready if ready is not None else len(addresses) < least:
+        seen = f"it has {len(addresses)}: {', '.join(sorted(addresses))}"
+        return failed("count", expected=f"{what} with {wanted} ready endpoints", seen=seen, look=look)
+    ports = {entry.get("port") for item in slices for entry in item.get("ports") or ()}
+    if port is not None and ports != {port}:
+        seen = f"their port is {', '.join(map(str, sorted(ports, key=str)))}"
+        return failed("port", expected=f"endpoints of {what} with port {port}", seen=seen, look=look)
+    return passed(f"{what} has {len(addresses)} ready endpoints")
+
+
+def ready_addresses(slices: list[dict[str, Any]]) -> set[str]:
+    """The addresses of the ready endpoints in some EndpointSlices; not told is ready, as the API has it."""
+    return {
+        address
+        for item in slices
+        for entry in item.get("endpoints") or ()
+        if (entry.get("conditions") or {}).get("ready") is not False
+        for address in entry["addresses"]
+    }
+
+
+def service_address(context: Context, name: str, namespace: str) -> str:
+    """A Service's ClusterIP. Raises UsageError when it has none."""
+    found = get(context.world, "service", name, namespace)
+    ip = None if found is None else found["spec"].get("clusterIP")
+    if ip in (None, "", "None"):
+        raise UsageError(f"Service {namespace}/{name} has no ClusterIP")
+    return str(ip)

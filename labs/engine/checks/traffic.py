@@ -1,0 +1,135 @@
+"""Checks that send something of their own: DNS queries, HTTP requests, crafted packets.
+
+What belongs here: asking from a pod, a node or a host outside, and judging answers. What does not: what the learner
+sent (`records`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from labs.engine.checks.context import Context
+from labs.engine.outcome import Outcome, failed, passed
+from tracer.errors import K8snetError
+
+DNS_SECONDS = 2
+HTTP_SECONDS = 3
+
+
+def dns(
+    context: Context,
+    *,
+    name: str,
+    source: str = "default/client",
+    type: str = "A",
+    status: str = "NOERROR",
+    answers: Sequence[str] | None = None,
+    server: str | None = None,
+    search: bool = True,
+) -> Outcome:
+    """A name, asked by `source` as its resolv.conf says (`search`), is answered with this status, these addresses.
+
+    Reasons: no-answer, status, answers.
+    """
+    look = f"sudo k8snet-lab exec {source} -- dig {'+search ' if search else ''}{name} {type}"
+    ask = ["dig", *([f"@{server}"] if server else []), name, type, f"+{'' if search else 'no'}search"]
+    ran = context.world.run(source, *ask, "+yaml", f"+time={DNS_SECONDS}", "+tries=1")
+    message = _message(ran.out)
+    expected = f"{source} to get {status} for {name} {type}"
+    if message is None:
+        return failed("no-answer", expected=expected, seen="no answer", look=look)
+    if message["status"] != status:
+        return failed("status", expected=expected, seen=message["status"], look=look)
+    found = [text.split()[-1] for text in message.get("ANSWER_SECTION", ())]
+    if answers is not None and sorted(found) != sorted(answers):
+        expected = f"{name} to be {', '.join(sorted(answers))}"
+        return failed("answers", expected=expected, seen=", ".join(sorted(found)) or "nothing", look=look)
+    return passed(f"{name} is {', '.join(found)}" if found else f"{name}: {message['status']}")
+
+
+def _message(text: str) -> dict[str, Any] | None:
+    """The answer in what `dig +yaml` prints; None when there is none."""
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise K8snetError(f"dig: {text[:200]!r}") from error
+    for one in document if isinstance(document, list) else ():
+        if isinstance(one, dict) and one.get("type") == "MESSAGE":
+            found: dict[str, Any] = one["message"]["response_message_data"]
+            return found
+    return None
+
+
+def http(
+    context: Context,
+    *,
+    url: str,
+    source: str = "default/client",
+    status: int = 200,
+    works: bool = True,
+    json_has: dict[str, Any] | None = None,
+    times: int = 1,
+) -> Outcome:
+    """A URL, asked for by `source` so many times, each time on a new connection, is answered with this status.
+
+    `works` false: no answer must come. `json_has`: dotted keys of the answer's JSON and their values.
+    Reasons: no-answer, answer, status, body.
+    """
+    look = f"sudo k8snet-lab exec {source} -- curl -sv --max-time {HTTP_SECONDS} {url}"
+    expected = f"{source} to {'get an answer' if works else 'get no answer'} from {url}"
+    for _ in range(times):
+        code, body, complaint = fetch(context, source, url)
+        if (code != 0) != works:
+            if works:
+                return failed("no-answer", expected=expected, seen=complaint, look=look)
+            return failed("answer", expected=expected, seen=f"status {code}", look=look)
+        if works and code != status:
+            return failed("status", expected=f"status {status} from {url}", seen=f"status {code}", look=look)
+        different = works and json_has and _different(body, json_has)
+        if different:
+            return failed("body", expected=f"{url} to answer with {json_has}", seen=str(different), look=look)
+    return passed(f"{source} gets {status} from {url}" if works else f"{source} gets nothing from {url}")
+
+
+def fetch(context: Context, source: str, url: str) -> tuple[int, str, str]:
+    """Status (0: none), body, and curl's complaint."""
+    options = ["-gsS", "--max-time", str(HTTP_SECONDS), "-o", "-", "-w", "\\n%{http_code}"]
+    ran = context.world.run(source, "curl", *options, url)
+    body, _, code = ran.out.rpartition("\n")
+    return int(code or 0), body, ran.err.strip() or f"curl's exit code {ran.code}"
+
+
+def _different(body: str, wanted: dict[str, Any]) -> str | None:
+    try:
+        document = json.loads(body)
+    except ValueError:
+        return body[:200] or "an empty answer"
+    for key, value in wanted.items():
+        found = document
+        for part in key.split("."):
+            found = found.get(part) if isinstance(found, dict) else None
+        if found != value:
+            return f"{key} is {found}"
+    return None
+
+
+def probe(context: Context, *, node: str, to: str, count: int = 60, backends: int, p_value: float = 0.001) -> Outcome:
+    """Crafted packets from a node to `to` reach so many backends, and spread over them as the rules promise.
+
+    Reasons: backends, spread.
+    """
+    document = context.world.trace(node, "probe", to, "--count", str(count), "-o", "json").json()
+    reached = [one for one in document["backends"] if one["observed"]]
+    look = f"sudo k8snet-lab exec {node} -- k8snet-trace probe {to}"
+    if len(reached) != backends:
+        expected = f"{count} packets to {to} to reach {backends} backends"
+        return failed("backends", expected=expected, seen=f"they reached {len(reached)}", look=look)
+    chance = document.get("p_value")
+    if chance is not None and chance < p_value:
+        seen = f"as uneven as once in {1 / max(chance, 1e-9):.0f} times"
+        return failed("spread", expected=f"{to} to be spread as the rules promise", seen=seen, look=look)
+    return passed(f"{count} packets reached {backends} backends")

@@ -1,0 +1,125 @@
+"""The values that a learner is asked to find, computed from the running cluster, never written down.
+
+A fact is a function `(context, *, parameters) -> str | set of str`: the answer, or all that count as right.
+
+What belongs here: computing. What does not: comparing with what the learner said (`matches` excepted), and asking.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jsonpath
+
+from labs.engine.checks import kernel, records
+from labs.engine.checks.context import Context
+from labs.engine.checks.objects import ready_addresses
+from labs.engine.world import get
+from tracer.errors import K8snetError
+
+Expected = str | set[str]
+
+
+def object_(context: Context, *, kind: str, name: str, path: str, namespace: str = "default") -> Expected:
+    """What a JSONPath finds in an object of the API. All of it, when it finds several: any one is right."""
+    found = get(context.world, kind, name, namespace)
+    return _values(found, path, f"{kind} {namespace}/{name}")
+
+
+def objects(context: Context, *, kind: str, path: str, namespace: str = "default", selector: str = "") -> Expected:
+    """What a JSONPath finds in a list of objects; any one is right."""
+    return _values(get(context.world, kind, None, namespace, selector), path, f"{kind} of {namespace}")
+
+
+def _values(document: Any, path: str, what: str) -> Expected:
+    values = {str(value) for value in jsonpath.findall(path, document)}
+    if not values:
+        raise K8snetError(f"{what} has no {path}")
+    return values
+
+
+def count(context: Context, *, kind: str, namespace: str = "default", selector: str = "") -> Expected:
+    """How many objects of a kind there are."""
+    return str(len(get(context.world, kind, None, namespace, selector)))
+
+
+def ready_endpoints(context: Context, *, service: str, namespace: str = "default") -> Expected:
+    """How many ready endpoints a Service has."""
+    selector = f"kubernetes.io/service-name={service}"
+    return str(len(ready_addresses(get(context.world, "endpointslices", None, namespace, selector))))
+
+
+def chain(context: Context, *, node: str, to: str, prefix: str) -> Expected:
+    """The chains of a prefix (KUBE-SVC-, KUBE-SEP-) that a packet to `to` may pass on a node."""
+    steps = kernel.explain(context, node, to)["steps"]
+    texts = [str(step.get("chain") or "") for step in steps] + [str(step.get("rule") or "") for step in steps]
+    found = {word for text in texts for word in re.findall(r"KUBE-[A-Z0-9-]+", text) if word.startswith(prefix)}
+    if not found:
+        raise K8snetError(f"no chain {prefix}… on the way to {to} on {node}")
+    return found
+
+
+def recorded(context: Context, *, match: Mapping[str, Any], path: str) -> Expected:
+    """What dotted key `path` holds in the records of the live trace that `match`; any of them is right."""
+    if context.records is None:
+        raise K8snetError("this lesson keeps no live trace")
+    found = {str(records.value(one, path)) for one in records.read(context.records, 0) if records.matches(one, match)}
+    if not found:
+        raise K8snetError("the live trace has not seen such a connection", hint="make it first, then answer")
+    return found
+
+
+def link(context: Context, *, target: str, device: str, key: str) -> Expected:
+    """A value that `ip -j -d link show` tells of a device, such as mtu or address."""
+    (found,) = (one for one in context.world.run(target, "ip", "-j", "-d", "link", "show", "dev", device).json() if one)
+    return str(found[key])
+
+
+def route(context: Context, *, target: str, to: str, key: str = "gateway") -> Expected:
+    """A value that `ip -j route show` tells of a route, such as gateway or dev."""
+    for one in context.world.run(target, "ip", "-j", "route", "show", to).json():
+        if one.get("dst") == to and key in one:
+            return str(one[key])
+    raise K8snetError(f"{target} has no route to {to} with {key}")
+
+
+FACTS: Mapping[str, Callable[..., Expected]] = {
+    "chain": chain,
+    "count": count,
+    "link": link,
+    "object": object_,
+    "objects": objects,
+    "ready_endpoints": ready_endpoints,
+    "recorded": recorded,
+    "route": route,
+}
+
+
+def expected(context: Context, name: str, parameters: Mapping[str, Any]) -> set[str]:
+    """All that count as right, at least one. Raises K8snetError."""
+    found = FACTS[name](context, **parameters)
+    return {found} if isinstance(found, str) else found
+
+
+def is_right(answer: str, right: set[str]) -> bool:
+    """Whether an answer is one of those: capitals, and blanks around it, do not count; 0.33 is 1/3 to two digits."""
+    given = answer.strip().lower()
+    return any(given == value.lower() or _same_number(given, value) for value in right)
+
+
+def _same_number(one: str, other: str) -> bool:
+    first, second = _number(one), _number(other)
+    return first is not None and second is not None and abs(first - second) <= 0.005 * max(1.0, abs(second))
+
+
+def _number(text: str) -> float | None:
+    """A number, a fraction or a percentage; whole numbers are compared as texts."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:/\s*(\d+)|(%))?", text.strip())
+    if match is None or match[0].isdigit():
+        return None
+    value = float(match[1])
+    if match[2]:
+        return value / float(match[2]) if float(match[2]) else None
+    return value / 100 if match[3] else value

@@ -1,0 +1,87 @@
+"""What a lesson can have broken, by name: the faults behind the steps of kind fix.
+
+A fault is a function `(world, *, parameters) -> None` that breaks one thing, in the cluster's own namespaces and
+objects only, so that it goes with the cluster. It may be called twice.
+
+What belongs here: breaking. What does not: faults that a manifest can be (`apply` in lab.toml does those).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from labs.engine.world import Ran, World
+from tracer.errors import K8snetError
+
+
+def rule(world: World, *, node: str, rule: str, table: str = "filter", family: int = 4) -> None:
+    """Insert a rule of iptables on a node: `rule` as after `iptables -I`, such as "FORWARD -d 10.0.0.1 -j DROP"."""
+    command = "iptables" if family == 4 else "ip6tables"
+    chain, *rest = rule.split()
+    if world.run(node, command, "-w", "-t", table, "-C", chain, *rest).code != 0:
+        _must(world.run(node, command, "-w", "-t", table, "-I", chain, *rest), f"{command} on {node}")
+
+
+def route(world: World, *, node: str, route: str) -> None:
+    """Change a node's routes: `route` as after `ip route`, such as "replace blackhole 10.244.1.0/24"."""
+    _must(world.run(node, "ip", "route", *route.split()), f"ip route on {node}")
+
+
+def link(world: World, *, target: str, link: str) -> None:
+    """Change a device: `link` as after `ip link set`, such as "dev eth0 mtu 1000"."""
+    _must(world.run(target, "ip", "link", "set", *link.split()), f"ip link on {target}")
+
+
+def scale(world: World, *, deployment: str, replicas: int, namespace: str = "default") -> None:
+    """Have so many pods of a Deployment; waits until it is so."""
+    _must(
+        world.kubectl("-n", namespace, "scale", f"deployment/{deployment}", f"--replicas={replicas}"), "kubectl scale"
+    )
+    _must(world.kubectl("-n", namespace, "rollout", "status", f"deployment/{deployment}", "--timeout=20s"), "kubectl")
+
+
+def patch(world: World, *, kind: str, name: str, patch: Mapping[str, Any], namespace: str = "default") -> None:
+    """Change an object by a merge patch (RFC 7386)."""
+    text = json.dumps(patch)
+    _must(
+        world.kubectl("-n", namespace, "patch", kind, name, "--type=merge", "-p", text), f"kubectl patch {kind} {name}"
+    )
+
+
+def udp_flow(world: World, *, node: str, source: str, sport: int, service: str, port: int, backend: str) -> None:
+    """Put an entry into a node's connection tracking: UDP from `source` to a Service goes to `backend`.
+
+    Such an entry is left behind when the address of an endpoint goes and nobody clears it.
+    """
+    entry = ["-p", "udp", "--orig-src", source, "--sport", str(sport), "--orig-dst", service, "--dport", str(port)]
+    reply = ["--reply-src", backend, "--reply-dst", source, "--timeout", "600"]
+    world.run(node, "conntrack", "-D", *entry)
+    _must(world.run(node, "conntrack", "-I", *entry, *reply), f"conntrack on {node}")
+
+
+def kubectl(world: World, *, arguments: list[str]) -> None:
+    """Run kubectl: ["-n", "shop", "delete", "service", "web"]."""
+    _must(world.kubectl(*arguments), "kubectl")
+
+
+def _must(ran: Ran, what: str) -> None:
+    if ran.code != 0:
+        raise K8snetError(f"{what}: {ran.err.strip() or ran.out.strip()}")
+
+
+FAULTS: Mapping[str, Callable[..., None]] = {
+    "kubectl": kubectl,
+    "link": link,
+    "patch": patch,
+    "route": route,
+    "rule": rule,
+    "scale": scale,
+    "udp_flow": udp_flow,
+}
+
+
+def inject(world: World, name: str, parameters: Mapping[str, Any]) -> None:
+    """Break something. Raises K8snetError."""
+    FAULTS[name](world, **parameters)

@@ -1,0 +1,146 @@
+"""The cluster that a lesson runs on, as checks, facts and faults see it: one protocol, and the cluster in miniature.
+
+What belongs here: reaching an API, nodes, pods, and the tracer on a node. What does not: what is asked of them
+(`labs.engine.checks`), and clusters made by kind (`labs.engine.kind`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from tracer.errors import K8snetError, MissingError
+
+RUN_SECONDS = 20.0
+
+
+class Blocked(MissingError):
+    """A check can't look: the cluster, or something on the way to it, is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        """What it printed, as JSON. Raises K8snetError for a command that failed or printed something else."""
+        if self.code != 0:
+            raise K8snetError(f"exit code {self.code}: {self.err.strip() or self.out.strip()}")
+        try:
+            return json.loads(self.out)
+        except ValueError as error:
+            raise K8snetError(f"no JSON: {self.out[:200]!r}") from error
+
+
+class World(Protocol):
+    """A cluster. Targets are a node's name, NAMESPACE/POD, or, in miniature, a host outside of the cluster."""
+
+    @property
+    def kubeconfig(self) -> Path:
+        """Raises Blocked when the cluster is not there."""
+
+    def kubectl(self, *arguments: str, feed: str | None = None) -> Ran:
+        """Run kubectl on this cluster."""
+
+    def run(self, target: str, *command: str, feed: str | None = None, seconds: float = RUN_SECONDS) -> Ran:
+        """Run a command on a node or in a pod; exit code 124 when it takes longer. Raises Blocked."""
+
+    def trace(self, node: str, *arguments: str, seconds: float = RUN_SECONDS) -> Ran:
+        """Run a subcommand of k8snet-trace about a node's network namespace."""
+
+    def nodes(self) -> list[str]:
+        """The nodes' names, the control plane's first."""
+
+
+def get(world: World, kind: str, name: str | None = None, namespace: str | None = None, selector: str = "") -> Any:
+    """An object (with `name`; None when there is none), or the list of all objects of a kind. Raises K8snetError."""
+    arguments = ["get", kind, *([name] if name else []), "-o", "json"]
+    if namespace is not None:
+        arguments += ["--all-namespaces"] if namespace == "*" else ["-n", namespace]
+    if selector:
+        arguments += ["-l", selector]
+    ran = world.kubectl(*arguments)
+    if name and ran.code != 0 and "(NotFound)" in ran.err:
+        return None
+    document = ran.json()
+    return document if name else document["items"]
+
+
+class Miniature:
+    """The cluster that `k8snet-lab up` makes."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @property
+    def kubeconfig(self) -> Path:
+        from labs.cluster import control
+
+        try:
+            return control.kubeconfig(self.name)
+        except MissingError as error:
+            raise Blocked(error.message, hint=error.hint) from error
+
+    def kubectl(self, *arguments: str, feed: str | None = None) -> Ran:
+        env = {**os.environ, "KUBECONFIG": str(self.kubeconfig)}
+        return ran(["kubectl", *arguments], feed=feed, env=env)
+
+    def run(self, target: str, *command: str, feed: str | None = None, seconds: float = RUN_SECONDS) -> Ran:
+        _ = self.kubeconfig  # there is a cluster
+        own = [sys.executable, "-m", "labs.cli", "exec", "--name", self.name, target, "--"]
+        return ran([*own, *command], feed=feed, seconds=seconds)
+
+    def trace(self, node: str, *arguments: str, seconds: float = RUN_SECONDS) -> Ran:
+        command = [sys.executable, "-m", "tracer", *arguments, "--netns", str(self._pids[node])]
+        return ran(command, seconds=seconds)
+
+    def nodes(self) -> list[str]:
+        return [node["name"] for node in self._status["nodes"]]
+
+    @cached_property
+    def _status(self) -> dict[str, Any]:
+        from labs.cluster import control
+
+        try:
+            return control.status(self.name)
+        except MissingError as error:
+            raise Blocked(error.message, hint=error.hint) from error
+
+    @property
+    def _pids(self) -> dict[str, int]:
+        return {entry["name"]: entry["pid"] for entry in (*self._status["nodes"], *self._status["hosts"])}
+
+
+def ran(
+    command: Sequence[str],
+    *,
+    feed: str | None = None,
+    env: dict[str, str] | None = None,
+    seconds: float = RUN_SECONDS,
+    directory: Path | None = None,
+) -> Ran:
+    """Run a command to its end. Raises Blocked when there is no such program."""
+    try:
+        done = subprocess.run(
+            command, input=feed, capture_output=True, text=True, timeout=seconds, env=env, cwd=directory, check=False
+        )
+    except FileNotFoundError as error:
+        raise Blocked(f"{command[0]} is not installed", hint="scripts/setup") from error
+    except subprocess.TimeoutExpired as error:
+        out, err = (
+            part.decode(errors="replace") if isinstance(part, bytes) else part or ""
+            for part in (error.output, error.stderr)
+        )
+        return Ran(124, out, err)
+    return Ran(done.returncode, done.stdout, done.stderr)

@@ -1,0 +1,393 @@
+"""Each check passes where it should, and fails with its reason; what goes wrong in one is never the learner's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labs.engine.checks import CHECKS, check, problem_with
+from labs.engine.outcome import Result
+from labs.engine.spec import Named
+from labs.engine.world import Blocked, Ran
+from tests.labs.engine.fake import FakeWorld, context, prints
+
+WEB = {
+    "metadata": {"namespace": "default", "name": "web"},
+    "spec": {
+        "type": "ClusterIP",
+        "clusterIP": "10.96.0.7",
+        "selector": {"app": "web"},
+        "ports": [{"port": 80, "targetPort": 8080, "protocol": "TCP"}],
+    },
+}
+READY = [{"addresses": ["10.244.0.5"], "conditions": {"ready": True}}, {"addresses": ["10.244.1.5"], "conditions": {}}]
+UNREADY = {"addresses": ["10.244.1.6"], "conditions": {"ready": False}}
+
+
+def slices(*endpoints: dict[str, Any], port: int = 8080) -> list[dict[str, Any]]:
+    return [
+        {
+            "metadata": {"namespace": "default", "name": "web-x", "labels": {"kubernetes.io/service-name": "web"}},
+            "endpoints": list(endpoints),
+            "ports": [{"port": port}],
+        }
+    ]
+
+
+def result(world: FakeWorld, name: str, tmp_path: Path | None = None, /, **parameters: Any) -> str:
+    """ "pass", or the reason of the failure."""
+    outcome = check(context(world, tmp_path), Named(name, parameters))
+    assert outcome.result in (Result.PASS, Result.FAIL), outcome
+    if outcome.passed:
+        return "pass"
+    assert outcome.expected and outcome.seen and outcome.look, outcome
+    return outcome.reason
+
+
+@pytest.mark.parametrize(
+    ("parameters", "reason"),
+    [
+        ({"type": "ClusterIP", "port": 80, "target_port": 8080, "selector": {"app": "web"}}, "pass"),
+        ({"type": "NodePort"}, "type"),
+        ({"port": 81}, "port"),
+        ({"port": 80, "target_port": 80}, "target-port"),
+        ({"selector": {"app": "shop"}}, "selector"),
+        ({"headless": True}, "headless"),
+        ({"headless": False}, "pass"),
+        ({"name": "other"}, "missing"),
+    ],
+)
+def test_service(parameters: dict[str, Any], reason: str) -> None:
+    world = FakeWorld({"service default/web": WEB})
+    assert result(world, "service", **{"name": "web", **parameters}) == reason
+
+
+@pytest.mark.parametrize(
+    ("parameters", "reason"),
+    [
+        ({}, "pass"),
+        ({"absent": True}, "there"),
+        ({"path": "$.spec.type", "equals": "ClusterIP"}, "pass"),
+        ({"path": "$.spec.type", "one_of": ["NodePort", "ClusterIP"]}, "pass"),
+        ({"path": "$.spec.type", "equals": "NodePort"}, "different"),
+        ({"path": "$.spec.externalName", "equals": "x"}, "different"),
+        ({"path": "$.spec.externalName", "absent": True}, "pass"),
+        ({"path": "$.spec.type", "absent": True}, "there"),
+        ({"name": "other"}, "missing"),
+        ({"name": "other", "absent": True}, "pass"),
+        ({"name": "other", "path": "$.spec.type", "equals": "x"}, "missing"),
+    ],
+)
+def test_object(parameters: dict[str, Any], reason: str) -> None:
+    world = FakeWorld({"service default/web": WEB})
+    assert result(world, "object", **{"kind": "service", "name": "web", **parameters}) == reason
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "parameters", "reason"),
+    [
+        (READY, {}, "pass"),
+        (READY, {"ready": 2, "port": 8080}, "pass"),
+        ([*READY, UNREADY], {"ready": 2}, "pass"),
+        (READY, {"ready": 3}, "count"),
+        (READY, {"at_least": 3}, "count"),
+        (READY, {"port": 80}, "port"),
+        ([UNREADY], {}, "no-endpoints"),
+        ([], {"ready": 0}, "pass"),
+        (READY, {"ready": 0}, "count"),
+    ],
+)
+def test_endpoint(endpoints: list[dict[str, Any]], parameters: dict[str, Any], reason: str) -> None:
+    world = FakeWorld({"endpointslices default": slices(*endpoints)})
+    assert result(world, "endpoint", service="web", **parameters) == reason
+
+
+def test_a_service_without_endpointslices_has_no_endpoints() -> None:
+    assert result(FakeWorld(), "endpoint", service="web") == "no-endpoints"
+
+
+EXPLAINED = {
+    "verdict": "dnat",
+    "backends": [{"ip": "10.244.0.5"}, {"ip": "10.244.1.5"}],
+    "masquerade": False,
+    "affinity_seconds": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "reason"),
+    [
+        ({}, "pass"),
+        ({"backends": 2, "masquerade": False, "affinity": False}, "pass"),
+        ({"verdict": "drop"}, "verdict"),
+        ({"backends": 3}, "backends"),
+        ({"masquerade": True}, "masquerade"),
+        ({"affinity": True}, "affinity"),
+    ],
+)
+def test_rule(parameters: dict[str, Any], reason: str) -> None:
+    world = FakeWorld(commands={"node1: k8snet-trace explain 10.96.0.7:80 -o json": prints(EXPLAINED)})
+    assert result(world, "rule", node="node1", to="10.96.0.7:80", **parameters) == reason
+
+
+CONNTRACK = """<?xml version="1.0" encoding="utf-8"?>
+<conntrack><flow><meta direction="original"><layer3 protonum="2" protoname="ipv4"><src>10.244.0.2</src>
+<dst>10.96.0.7</dst></layer3><layer4 protonum="6" protoname="tcp"><sport>40000</sport><dport>80</dport></layer4></meta>
+<meta direction="reply"><layer3 protonum="2" protoname="ipv4"><src>10.244.1.5</src><dst>10.244.0.2</dst></layer3>
+<layer4 protonum="6" protoname="tcp"><sport>8080</sport><dport>40000</dport></layer4></meta>
+<meta direction="independent"><timeout>100</timeout></meta></flow></conntrack>"""
+
+
+@pytest.mark.parametrize(
+    ("parameters", "reason"),
+    [
+        ({"original": {"dst": "10.96.0.7", "dport": 80}}, "pass"),
+        ({"original": {"dst": "10.96.0.7"}, "reply": {"src": "10.244.1.5", "sport": 8080}}, "pass"),
+        ({"original": {"dst": "10.96.0.8"}}, "no-entry"),
+        ({"original": {"dst": "10.96.0.7"}, "reply": {"src": "10.96.0.7"}}, "no-entry"),
+        ({"original": {"dst": "10.96.0.7"}, "present": False}, "entry"),
+        ({"original": {"dst": "10.96.0.8"}, "present": False}, "pass"),
+    ],
+)
+def test_conntrack(parameters: dict[str, Any], reason: str) -> None:
+    world = FakeWorld(commands={"node1: conntrack -L -p tcp -o xml": prints(CONNTRACK)})
+    assert result(world, "conntrack", node="node1", **parameters) == reason
+
+
+def test_an_empty_connection_tracking_table() -> None:
+    world = FakeWorld(commands={"node1: conntrack": prints("")})
+    assert result(world, "conntrack", node="node1", original={"dst": "10.96.0.7"}, present=False) == "pass"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "reason"),
+    [
+        ({}, "pass"),
+        ({"via": "172.18.0.3", "device": "eth0"}, "pass"),
+        ({"via": "172.18.0.4"}, "via"),
+        ({"device": "eth1"}, "device"),
+        ({"present": False}, "route"),
+        ({"to": "10.244.2.0/24"}, "no-route"),
+        ({"to": "10.244.2.0/24", "present": False}, "pass"),
+    ],
+)
+def test_route(parameters: dict[str, Any], reason: str) -> None:
+    routes = [{"dst": "10.244.1.0/24", "gateway": "172.18.0.3", "dev": "eth0"}]
+    commands = {"node1: ip -j route show 10.244.1.0/24": prints(routes), "node1: ip -j route show": prints([])}
+    parameters = {"to": "10.244.1.0/24", **parameters}
+    assert result(FakeWorld(commands=commands), "route", target="node1", **parameters) == reason
+
+
+@pytest.mark.parametrize(
+    ("parameters", "reason"),
+    [
+        ({"state": "UP", "mtu": 1450, "kind": "vxlan"}, "pass"),
+        ({"state": "DOWN"}, "state"),
+        ({"mtu": 1500}, "mtu"),
+        ({"kind": "veth"}, "kind"),
+    ],
+)
+def test_link(parameters: dict[str, Any], reason: str) -> None:
+    found = [{"flags": ["BROADCAST", "UP"], "mtu": 1450, "linkinfo": {"info_kind": "vxlan"}}]
+    world = FakeWorld(commands={"node1: ip -j -d link show dev flannel.1": prints(found)})
+    assert result(world, "link", target="node1", name="flannel.1", **parameters) == reason
+
+
+def test_no_link() -> None:
+    world = FakeWorld(commands={"node1: ip": Ran(1, "", 'Device "eth7" does not exist.')})
+    assert result(world, "link", target="node1", name="eth7") == "no-link"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "reason"),
+    [({"endpoints": 2}, "pass"), ({"endpoints": 3}, "endpoints"), ({"endpoints": 2, "service": "no"}, "no-service")],
+)
+def test_bpf_map(parameters: dict[str, Any], reason: str) -> None:
+    found = [{"namespace": "default", "name": "web", "endpoints": [{}, {}]}]
+    world = FakeWorld(commands={"node1: k8snet-trace services -o json": prints(found)})
+    assert result(world, "bpf_map", **{"node": "node1", "service": "web", **parameters}) == reason
+
+
+ANSWER = """-
+  type: MESSAGE
+  message:
+    response_message_data:
+      opcode: QUERY
+      status: {status}
+      ANSWER_SECTION:
+        - web.default.svc.cluster.local. 5 IN A 10.96.0.7
+"""
+
+
+@pytest.mark.parametrize(
+    ("printed", "parameters", "reason"),
+    [
+        (ANSWER.format(status="NOERROR"), {}, "pass"),
+        (ANSWER.format(status="NOERROR"), {"answers": ["10.96.0.7"]}, "pass"),
+        (ANSWER.format(status="NOERROR"), {"answers": ["10.96.0.8"]}, "answers"),
+        (ANSWER.format(status="NXDOMAIN"), {}, "status"),
+        (ANSWER.format(status="NXDOMAIN"), {"status": "NXDOMAIN"}, "pass"),
+        ("-\n  type: DIG_ERROR\n  message: no servers could be reached\n", {}, "no-answer"),
+        ("", {}, "no-answer"),
+    ],
+)
+def test_dns(printed: str, parameters: dict[str, Any], reason: str) -> None:
+    world = FakeWorld(commands={"default/client: dig web A +search +yaml": prints(printed)})
+    assert result(world, "dns", name="web", **parameters) == reason
+
+
+@pytest.mark.parametrize(
+    ("ran", "parameters", "reason"),
+    [
+        (Ran(0, '{"pod": "web-1"}\n200', ""), {}, "pass"),
+        (Ran(0, '{"pod": "web-1"}\n200', ""), {"json_has": {"pod": "web-1"}}, "pass"),
+        (Ran(0, '{"pod": "web-1"}\n200', ""), {"json_has": {"pod": "web-2"}}, "body"),
+        (Ran(0, "hello\n200", ""), {"json_has": {"pod": "web-2"}}, "body"),
+        (Ran(0, "\n404", ""), {}, "status"),
+        (Ran(7, "\n000", "curl: (7) refused"), {}, "no-answer"),
+        (Ran(7, "\n000", "curl: (7) refused"), {"works": False}, "pass"),
+        (Ran(0, "\n200", ""), {"works": False}, "answer"),
+    ],
+)
+def test_http(ran: Ran, parameters: dict[str, Any], reason: str) -> None:
+    assert result(FakeWorld(commands={"default/client: curl": ran}), "http", url="http://web/", **parameters) == reason
+
+
+def test_http_asks_as_often_as_it_should() -> None:
+    world = FakeWorld(commands={"default/client: curl": Ran(0, "\n200", "")})
+    assert result(world, "http", url="http://web/", times=3) == "pass"
+    assert len(world.asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("document", "reason"),
+    [
+        ({"backends": [{"observed": 30}, {"observed": 30}], "p_value": 1.0}, "pass"),
+        ({"backends": [{"observed": 60}, {"observed": 0}], "p_value": 1e-9}, "backends"),
+        ({"backends": [{"observed": 59}, {"observed": 1}], "p_value": 1e-9}, "spread"),
+    ],
+)
+def test_probe(document: dict[str, Any], reason: str) -> None:
+    world = FakeWorld(commands={"node1: k8snet-trace probe default/web:80 --count 60": prints(document)})
+    assert result(world, "probe", node="node1", to="default/web:80", backends=2) == reason
+
+
+def record(time: str, **more: Any) -> str:
+    return json.dumps(
+        {
+            "type": "connection",
+            "time": time,
+            "node": "node1",
+            "protocol": "TCP",
+            "family": 4,
+            "process": {"pid": 1, "comm": "curl", "cgroup_id": 1, "netns": 1},
+            "source": {"ip": "10.244.0.2", "port": 1, "namespace": "default", "pod": "client"},
+            "destination": {
+                "ip": "10.96.0.7",
+                "port": 80,
+                "namespace": "default",
+                "service": "web",
+                "kind": "ClusterIP",
+            },
+            "backend": {"ip": "10.244.1.5", "port": 8080, "namespace": "default", "pod": "web-1"},
+            "translation": {"by": "netfilter", "dnat": True, "snat": False, "via": ["KUBE-SEP-A"], "probability": 0.5},
+            "outcome": "established",
+            "errno": None,
+            "latency_us": 400,
+            **more,
+        }
+    )
+
+
+def test_record(tmp_path: Path) -> None:
+    lines = [
+        record("2026-11-29T10:00:00.000000001Z"),
+        record("2026-11-29T10:00:01.5Z", outcome="refused", backend=None),
+    ]
+    (tmp_path / "records.jsonl").write_text("\n".join(lines) + '\n{"type": "connec')
+    world = FakeWorld()
+
+    def look(match: dict[str, Any], **more: Any) -> str:
+        return result(world, "record", tmp_path, match=match, words="a connection", **more)
+
+    assert look({"destination.service": "web"}) == "pass"
+    assert look({"destination.service": "web"}, at_least=2) == "pass"
+    assert look({"destination.service": "web"}, at_least=3) == "not-seen"
+    assert look({"backend.pod": "*"}, at_least=2) == "not-seen"
+    assert look({"outcome": ["refused", "reset"]}) == "pass"
+    assert look({"destination.port": "80"}) == "not-seen"
+    assert look({"source.nothing.at.all": "x"}) == "not-seen"
+    outcome = check(context(world, tmp_path), Named("record", {"match": {"backend.pod": "*"}, "words": "x"}))
+    assert outcome.seen.startswith("10:00:00.000 curl[1] default/client → default/web:80 (10.96.0.7) ⇒ web-1")
+
+
+def test_records_of_before_the_step(tmp_path: Path) -> None:
+    (tmp_path / "records.jsonl").write_text(record("2026-11-29T10:00:00.5Z") + "\n")
+    parameters = {"match": {"outcome": "established"}, "words": "a connection", "anew": True}
+    for since, result_ in ((1795946400.4, Result.PASS), (1795946400.6, Result.FAIL)):
+        assert check(context(FakeWorld(), tmp_path, since), Named("record", parameters)).result is result_
+
+
+@pytest.mark.parametrize(
+    ("text", "parameters", "reason"),
+    [
+        ("kind: Service\n", {"form": "yaml"}, "pass"),
+        ("kind: [\n", {"form": "yaml"}, "form"),
+        ("port: 80\n", {"changed_from": "port: 80"}, "unchanged"),
+        ("port: 81\n", {"changed_from": "port: 80"}, "pass"),
+        (None, {}, "missing"),
+    ],
+)
+def test_file(tmp_path: Path, text: str | None, parameters: dict[str, Any], reason: str) -> None:
+    if text is not None:
+        (tmp_path / "web.yaml").write_text(text)
+    assert result(FakeWorld(), "file", tmp_path, name="web.yaml", **parameters) == reason
+
+
+def test_invariants() -> None:
+    ready = {"metadata": {"name": "node1"}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}}
+    lost = {"metadata": {"name": "node2"}, "status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}}
+    assert result(FakeWorld({"nodes *": [ready]}), "invariant", name="nodes-ready") == "pass"
+    assert result(FakeWorld({"nodes *": [ready, lost]}), "invariant", name="nodes-ready") == "nodes-ready"
+    works = {"default/client: getent": Ran(0, "10.96.0.1 kubernetes\n", "")}
+    assert result(FakeWorld(commands=works), "invariant", name="dns-works") == "pass"
+    assert result(FakeWorld(), "invariant", name="dns-works") == "dns-works"
+    objects = {"services *": [WEB], "endpointslices *": slices(*READY, UNREADY)}
+    for count, found in ((2, "pass"), (1, "rules-follow")):
+        explained = {**EXPLAINED, "backends": [{}] * count}
+        commands = {f"{node}: k8snet-trace explain 10.96.0.7:80/tcp": prints(explained) for node in ("node1", "node2")}
+        assert result(FakeWorld(objects, commands), "invariant", name="rules-follow") == found
+
+
+def test_words_of_the_lesson_replace_the_checks_own() -> None:
+    spec = Named("service", {"name": "web", "look": "the door", "reason": "closed", "expected": "it open"})
+    outcome = check(context(FakeWorld()), spec)
+    assert (outcome.look, outcome.reason, outcome.expected) == ("the door", "closed", "it open")
+
+
+def test_what_goes_wrong_in_a_check_is_not_the_learners(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> Ran:
+        raise ValueError("oops")
+
+    def blocked(*_: object, **__: object) -> Ran:
+        raise Blocked("no cluster", hint="start it")
+
+    world, spec = FakeWorld(), Named("service", {"name": "web"})
+    monkeypatch.setattr(FakeWorld, "kubectl", broken)
+    outcome = check(context(world), spec)
+    assert outcome.result is Result.ERROR and "ValueError: oops" in outcome.seen
+    monkeypatch.setattr(FakeWorld, "kubectl", lambda *_, **__: Ran(1, "", "connection refused"))
+    assert check(context(world), spec).result is Result.ERROR
+    monkeypatch.setattr(FakeWorld, "kubectl", blocked)
+    outcome = check(context(world), spec)
+    assert (outcome.result, outcome.seen, outcome.look) == (Result.BLOCKED, "no cluster", "start it")
+
+
+def test_names_and_parameters_are_looked_at_beforehand() -> None:
+    assert problem_with(Named("service", {"name": "web", "look": "x"}), CHECKS) is None
+    assert "known: bpf_map" in (problem_with(Named("servce", {}), CHECKS) or "")
+    assert "name" in (problem_with(Named("service", {}), CHECKS) or "")
+    assert "typ" in (problem_with(Named("service", {"name": "web", "typ": "x"}), CHECKS) or "")

@@ -1,0 +1,81 @@
+"""Right answers are computed, and what a learner types is compared with them as a person would."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from labs.engine import facts
+from labs.engine.world import Ran
+from tests.labs.engine.fake import FakeWorld, context, prints
+from tests.labs.engine.test_checks import READY, UNREADY, WEB, slices
+from tracer.errors import K8snetError
+
+PODS = [{"status": {"podIP": "10.244.0.5"}}, {"status": {"podIP": "10.244.1.5"}}]
+STEPS = [{"chain": "KUBE-SERVICES", "rule": "-j KUBE-SVC-A"}, {"chain": "KUBE-SVC-A", "rule": "-j KUBE-SEP-B"}]
+WORLD = FakeWorld(
+    {"service default/web": WEB, "pods default": PODS, "endpointslices default": slices(*READY, UNREADY)},
+    {
+        "node1: k8snet-trace explain": prints({"steps": STEPS}),
+        "node1: ip -j -d link show dev eth0": prints([{"mtu": 1450}]),
+        "node1: ip -j route show": prints([{"dst": "default", "gateway": "172.18.0.1"}]),
+    },
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "expected"),
+    [
+        ("object", {"kind": "service", "name": "web", "path": "$.spec.clusterIP"}, {"10.96.0.7"}),
+        ("objects", {"kind": "pods", "path": "$[*].status.podIP"}, {"10.244.0.5", "10.244.1.5"}),
+        ("count", {"kind": "pods"}, {"2"}),
+        ("ready_endpoints", {"service": "web"}, {"2"}),
+        ("chain", {"node": "node1", "to": "default/web:80", "prefix": "KUBE-SVC-"}, {"KUBE-SVC-A"}),
+        ("link", {"target": "node1", "device": "eth0", "key": "mtu"}, {"1450"}),
+        ("route", {"target": "node1", "to": "default"}, {"172.18.0.1"}),
+    ],
+)
+def test_facts(name: str, parameters: dict[str, Any], expected: set[str]) -> None:
+    assert facts.expected(context(WORLD), name, parameters) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("object", {"kind": "service", "name": "web", "path": "$.spec.nothing"}),
+        ("chain", {"node": "node1", "to": "default/web:80", "prefix": "KUBE-XLB-"}),
+        ("route", {"target": "node1", "to": "10.0.0.0/8"}),
+        ("recorded", {"match": {}, "path": "source.port"}),
+    ],
+)
+def test_what_is_not_there_is_no_answer(name: str, parameters: dict[str, Any]) -> None:
+    with pytest.raises(K8snetError):
+        facts.expected(context(WORLD), name, parameters)
+
+
+@pytest.mark.parametrize(
+    ("answer", "right", "is_right"),
+    [
+        (" 10.96.0.7\n", {"10.96.0.7"}, True),
+        ("10.96.0.70", {"10.96.0.7"}, False),
+        ("kube-svc-a", {"KUBE-SVC-A"}, True),
+        ("b", {"a", "b"}, True),
+        ("1/3", {"0.3333333333"}, True),
+        ("33%", {"1/3"}, True),
+        ("0.34", {"1/3"}, False),
+        ("0.5", {"1/2"}, True),
+        ("5", {"5"}, True),
+        ("5.0", {"50"}, False),
+        ("1/0", {"1"}, False),
+        ("", {"0"}, False),
+    ],
+)
+def test_answers_are_compared(answer: str, right: set[str], is_right: bool) -> None:
+    assert facts.is_right(answer, right) == is_right
+
+
+def test_a_command_that_fails_is_no_fact() -> None:
+    world = FakeWorld(commands={"node1: ip": Ran(1, "", "no such device")})
+    with pytest.raises(K8snetError, match="no such device"):
+        facts.expected(context(world), "link", {"target": "node1", "device": "eth9", "key": "mtu"})
