@@ -65,15 +65,12 @@ class Tracker:
         ports, endpoints = dict(self.ports), dict(self.endpoints)
         self._update_ports(services)
         self._update_endpoints(slices)
-        differing = {key for key in ports.keys() | self.ports.keys() if ports.get(key) != self.ports.get(key)}
-        differing |= {
-            key
-            for key in endpoints.keys() | self.endpoints.keys()
-            if endpoints.get(key) is not self.endpoints.get(key) and endpoints.get(key) != self.endpoints.get(key)
-        }
+        differing = _differing(ports, self.ports) | _differing(endpoints, self.endpoints)
         return {key: Before(ports.get(key), endpoints.get(key, ())) for key in differing}
 
     def _update_ports(self, services: Items) -> None:
+        if list(self._services.items()) == list(services.items()):
+            return  # as after every change of endpoints
         known: dict[Key, list[ServicePort]] = {}
         for port in self.ports.values():
             known.setdefault((port.key.namespace, port.key.service), []).append(port)
@@ -113,6 +110,15 @@ class Tracker:
             self._keys_of[service] = set(found)
         if not items:
             del self._slices_of[service]
+
+
+def _differing(before: Mapping[PortKey, Any], now: Mapping[PortKey, Any]) -> set[PortKey]:
+    """The keys whose values differ. Most are the same object: comparing thousands of equal ones would take long."""
+    return {
+        key
+        for key in before.keys() | now.keys()
+        if before.get(key) is not now.get(key) and before.get(key) != now.get(key)
+    }
 
 
 def _service_of(item: Mapping[str, Any]) -> Key:

@@ -37,18 +37,24 @@ class Planner:
 
     def plan(self, wanted: Wanted) -> Sync:
         """Give what to write so that the kernel has the rules of `wanted`, and no chain that others had before."""
-        settings, endpoints = wanted.settings, wanted.endpoints
-        comments = has_comments(wanted.ports, endpoints)
+        settings = wanted.settings
+        comments = has_comments(wanted.ports, wanted.endpoints)
         anew = self._about != (settings, comments)
-        old, now, written = self._rules, dict[PortKey, ServiceRules](), list[ServiceRules]()
-        for key, port in wanted.ports.items():
-            known = None if anew or key in wanted.before else old.get(key)
-            now[key] = known or service_rules(port, endpoints.get(key, ()), settings, comments=comments)
-            written.append(ServiceRules(known.filter, known.entry) if known else now[key])
+        made = {
+            key: service_rules(wanted.ports[key], wanted.endpoints.get(key, ()), settings, comments=comments)
+            for key in (wanted.ports if anew else wanted.before)
+            if key in wanted.ports
+        }
+        old = self._rules
+        ordered = list(old) == list(wanted.ports)
+        now = old | made if ordered else {key: made.get(key) or old[key] for key in wanted.ports}
         self._rules, self._about = now, (settings, comments)
-        shared = anew or _shared(old.values()) != _shared(now.values())
-        sync = compose(written, settings) if shared else _own(written)
-        replaced = {chain for key, rules in old.items() if now.get(key) is not rules for chain in rules.chains}
+        if anew or not ordered or any(_shared(old[key]) != _shared(made[key]) for key in made):
+            kept = ((key, made.get(key) or ServiceRules(rules.filter, rules.entry)) for key, rules in now.items())
+            sync = compose((rules for _, rules in kept), settings)
+        else:
+            sync = _own(made.values())
+        replaced = {chain for key in (old if anew else wanted.before) if key in old for chain in old[key].chains}
         gone, self._left = (replaced | self._left).difference(sync.nat_chains), set()
         return _without(sync, gone)
 
@@ -60,9 +66,9 @@ def _without(sync: Sync, chains: Iterable[str]) -> Sync:
     return replace(sync, nat_chains=[*sync.nat_chains, *names], nat_rules=[*sync.nat_rules, *removal])
 
 
-def _shared(rules: Iterable[ServiceRules]) -> list[tuple[list[str], list[str]]]:
-    """The lines of each Service port in shared chains, in order."""
-    return [(one.filter, one.entry) for one in rules if one.filter or one.entry]
+def _shared(rules: ServiceRules) -> tuple[list[str], list[str]]:
+    """The lines of a Service port in shared chains."""
+    return rules.filter, rules.entry
 
 
 def _own(rules: Iterable[ServiceRules]) -> Sync:
