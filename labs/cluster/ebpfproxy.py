@@ -1,8 +1,9 @@
 """kube-proxy's place taken by hash maps: follows Services and EndpointSlices, and keeps the eBPF datapath's maps.
 
 Stands for Cilium's agent with kube-proxy replacement (`--set kubeProxyReplacement=true`), as far as it concerns
-Services. It runs in a pod of each node, on the node's network (DaemonSet service-lb). Each object that changes is
-looked at by itself, and at once: with 10,000 Services one endpoint's change costs what it costs with ten.
+Services. It runs in a pod of each node, on the node's network (DaemonSet service-lb), and tells load balancers how it
+is, as kube-proxy does (`labs.cluster.proxyhealth`). Each object that changes is looked at by itself, and at once: with
+10,000 Services one endpoint's change costs what it costs with ten.
 
 What belongs here: following the API, and who does what when. What does not: which Service ports a change concerns
 (`labs.cluster.proxy.ebpf_changes`), what the maps must hold (`ebpf`), how they are written (`ebpf_maps`), loading
@@ -24,6 +25,7 @@ from labs.cluster.ebpfdevices import LinkEvents, Watcher, node_facts
 from labs.cluster.proxy.ebpf import Wanted
 from labs.cluster.proxy.ebpf_changes import Key, State
 from labs.cluster.proxy.ebpf_maps import MapFull, Tables
+from labs.cluster.proxyhealth import Health, ServiceHealth, serve_health
 from labs.cluster.resources import ENDPOINTSLICES, NODES, SERVICES
 from labs.cluster.runtime.container import Container
 from labs.cluster.sockdestroy import Peer
@@ -53,11 +55,16 @@ async def _run(container: Container) -> None:
     facts = container.facts
     families = [int(family) for family in facts["families"]]
     maps = ebpfloader.open_maps(PINS)
-    changed = asyncio.Event()
+    changed, health = asyncio.Event(), Health()
+
+    def on_change() -> None:
+        health.queued()
+        changed.set()
+
     state = State(facts["node"], families)
     watcher = Watcher(PINS, families, facts["cni"])
     events = LinkEvents()
-    mirror = Mirror((SERVICES, ENDPOINTSLICES, NODES), changed.set, server=facts["api_server"], on_object=state.note)
+    mirror = Mirror((SERVICES, ENDPOINTSLICES, NODES), on_change, server=facts["api_server"], on_object=state.note)
 
     async def watch() -> None:
         while True:
@@ -68,9 +75,10 @@ async def _run(container: Container) -> None:
             await events.wait()
 
     async with asyncio.TaskGroup() as group:
+        group.create_task(serve_health(health))
         group.create_task(watch())
         group.create_task(mirror.run())
-        group.create_task(_sync_loop(container, mirror, changed, state, Tables(maps), maps["asked"]))
+        group.create_task(_sync_loop(container, mirror, changed, state, Tables(maps), maps["asked"], health))
 
 
 async def _sync_loop(
@@ -80,8 +88,9 @@ async def _sync_loop(
     state: State,
     tables: Tables[Key],
     asked: Map,
+    health: Health,
 ) -> None:
-    first = True
+    first, services = True, ServiceHealth(health)
     while True:
         await changed.wait()
         changed.clear()
@@ -97,6 +106,13 @@ async def _sync_loop(
             continue
         if gone := state.take_gone():
             await asyncio.to_thread(_end_sockets, gone, asked)
+        health.updated()
+        if changed.is_set():
+            health.queued()  # meanwhile
+        node = mirror.items[NODES].get(("", container.facts["node"]))
+        if node is not None:
+            health.see_node(node)
+        await services.sync(state.health_checks)
         container.notify(f"synced {version}")
         container.ready()
         if first:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from labs.cluster.apiclient import Mirror
 from labs.cluster.proxy.ebpf import Node, Wanted, wanted
 from labs.cluster.proxy.endpoints import SERVICE_NAME_LABEL, Entries, entries_of, merge
+from labs.cluster.proxy.healthchecks import HealthCheck, health_checks
 from labs.cluster.proxy.node import local_node
 from labs.cluster.proxy.services import PortKey, ports_of
 from labs.cluster.resources import ENDPOINTSLICES, NODES, SERVICES, Object, Resource
@@ -40,6 +41,7 @@ class State:
     _gone: set[bytes] = field(default_factory=set)  # endpoints of UDP
     _nodes: dict[int, Node] = field(default_factory=dict)
     _failed: dict[Key, Wanted | None] = field(default_factory=dict)
+    _checks: dict[Name, HealthCheck] = field(default_factory=dict)
 
     def note(self, resource: Resource, name: Name, item: Object | None) -> None:
         """An object is new, has changed, or is gone (None)."""
@@ -83,6 +85,7 @@ class State:
             items = list(mirror.items[NODES].values())
             self._nodes = {family: self._node(items, family) for family in self.families}
         for name in dirty:
+            self._checks.pop(name, None)
             before, now = self._wanted_of.pop(name, {}), dict(self._ports(mirror, name))
             if now:
                 self._wanted_of[name] = now
@@ -101,6 +104,11 @@ class State:
         """Have `take` give these once more, unless they change again."""
         self._failed = {**pending, **self._failed}
 
+    @property
+    def health_checks(self) -> Mapping[Name, HealthCheck]:
+        """What the health check ports of Services are to say, as of the last `take`."""
+        return dict(self._checks)
+
     def _ports(self, mirror: Mirror, name: Name) -> Iterator[tuple[Key, Wanted]]:
         service = mirror.items[SERVICES].get(name)
         if service is None:
@@ -108,7 +116,11 @@ class State:
         slices = sorted(self._slices_of.get(name, ()))
         for family in self.families:
             endpoints = merge(self._entries[key][family] for key in slices)
-            for port in ports_of(service, family):
+            ports = list(ports_of(service, family))
+            # Of two families, the first one counts, as with kube-proxy here.
+            for key, check in health_checks({port.key: port for port in ports}, endpoints).items():
+                self._checks.setdefault(key, check)
+            for port in ports:
                 one = wanted(port, endpoints.get(port.key, ()), self._nodes[family])
                 if one is not None:
                     yield (port.key, family), one

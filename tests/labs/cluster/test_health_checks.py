@@ -33,10 +33,10 @@ BODY = """{
 }"""
 
 
-@pytest.fixture(scope="module")
-def balanced() -> Iterator[Lab]:
+@pytest.fixture(scope="module", params=["iptables", "ebpf"])
+def balanced(request: pytest.FixtureRequest) -> Iterator[Lab]:
     """A dual-stack cluster with a Service that has health checks, which are the same in all modes of kube-proxy."""
-    with Lab(("--ip-family", "dual")) as cluster:
+    with Lab(("--ip-family", "dual", "--proxy", request.param)) as cluster:
         cluster.exec("node1", "kubectl", "apply", "-f", "-", feed=SERVICE)
         yield cluster
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from labs.cluster.proxy.ebpf_changes import State
+from labs.cluster.proxy.healthchecks import HealthCheck
 from labs.cluster.resources import ENDPOINTSLICES, NODES, SERVICES
 from labs.cluster.sockdestroy import Peer
 from tests.labs.proxy.kube_objects import endpoint, endpoint_slice, service
@@ -85,6 +86,23 @@ def test_other_addresses_of_the_node_concern_all_services() -> None:
     (one,) = api.state.take(api.mirror).values()
     assert one is not None
     assert {str(frontend.ip) for frontend in one.frontends} == {"10.96.0.1", "172.18.0.2", "127.0.0.1", "10.244.0.1"}
+
+
+def test_health_checks_follow_their_service() -> None:
+    api = Api()
+    local = {"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 30700}
+    api.put(SERVICES, "web", service(clusterIP="10.96.0.1", **local))
+    api.put(SERVICES, "db", service("db", clusterIP="10.96.0.2"))
+    ends = endpoint("10.244.0.5", node="node1"), endpoint("10.244.1.5", node="node2")
+    api.put(ENDPOINTSLICES, "web-1", endpoint_slice(*ends, of="web"))
+    api.take()
+    assert api.state.health_checks == {("shop", "web"): HealthCheck(30700, 1)}
+    api.put(ENDPOINTSLICES, "web-1", None)
+    api.take()
+    assert api.state.health_checks == {("shop", "web"): HealthCheck(30700, 0)}
+    api.put(SERVICES, "web", service(clusterIP="10.96.0.1"))
+    api.take()
+    assert api.state.health_checks == {}
 
 
 def test_what_could_not_be_written_is_given_again_unless_it_changed() -> None:
