@@ -13,7 +13,7 @@ from typing import Any
 
 import jsonpath
 
-from labs.engine.checks import kernel, records
+from labs.engine.checks import kernel, records, traffic
 from labs.engine.checks.context import Context
 from labs.engine.checks.objects import ready_addresses
 from labs.engine.world import get
@@ -85,9 +85,29 @@ def route(context: Context, *, target: str, to: str, key: str = "gateway") -> Ex
     raise K8snetError(f"{target} has no route to {to} with {key}")
 
 
+def dns_status(
+    context: Context, *, name: str, source: str = "default/client", server: str | None = None, search: bool = False
+) -> Expected:
+    """The status with which a DNS query is answered: NOERROR, NXDOMAIN, …"""
+    message = traffic.ask(context, source, name, server=server, search=search)
+    if message is None:
+        raise K8snetError(f"{source} gets no answer for {name}")
+    return str(message["status"])
+
+
+def dns_queries(context: Context, *, name: str, source: str = "default/client") -> Expected:
+    """How many DNS queries a program of `source` sends to connect to a name, whatever the family."""
+    number = traffic.count_queries(context, source, name, both=True)
+    if number is None:
+        raise K8snetError(f"{source} does not find {name}")
+    return str(number)
+
+
 FACTS: Mapping[str, Callable[..., Expected]] = {
     "chain": chain,
     "count": count,
+    "dns_queries": dns_queries,
+    "dns_status": dns_status,
     "link": link,
     "object": object_,
     "objects": objects,

@@ -38,6 +38,7 @@ CHECKS: Mapping[str, Check] = {
     "link": kernel.link,
     "object": objects.object_,
     "probe": traffic.probe,
+    "queries": traffic.queries,
     "record": records.record,
     "route": kernel.route,
     "rule": kernel.rule,

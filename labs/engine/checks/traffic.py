@@ -7,6 +7,8 @@ sent (`records`).
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,10 +16,12 @@ import yaml
 
 from labs.engine.checks.context import Context
 from labs.engine.outcome import Outcome, failed, passed
+from labs.engine.world import get
 from tracer.errors import K8snetError
 
 DNS_SECONDS = 2
 HTTP_SECONDS = 3
+SEPARATOR = "----"  # no line of a metrics page begins so
 
 
 def dns(
@@ -36,9 +40,7 @@ def dns(
     Reasons: no-answer, status, answers.
     """
     look = f"sudo k8snet-lab exec {source} -- dig {'+search ' if search else ''}{name} {type}"
-    ask = ["dig", *([f"@{server}"] if server else []), name, type, f"+{'' if search else 'no'}search"]
-    ran = context.world.run(source, *ask, "+yaml", f"+time={DNS_SECONDS}", "+tries=1")
-    message = _message(ran.out)
+    message = ask(context, source, name, type, server=server, search=search)
     expected = f"{source} to get {status} for {name} {type}"
     if message is None:
         return failed("no-answer", expected=expected, seen="no answer", look=look)
@@ -49,6 +51,14 @@ def dns(
         expected = f"{name} to be {', '.join(sorted(answers))}"
         return failed("answers", expected=expected, seen=", ".join(sorted(found)) or "nothing", look=look)
     return passed(f"{name} is {', '.join(found)}" if found else f"{name}: {message['status']}")
+
+
+def ask(
+    context: Context, source: str, name: str, type: str = "A", *, server: str | None = None, search: bool = True
+) -> dict[str, Any] | None:
+    """The answer to a DNS query, as `dig +yaml` has it ("status", "ANSWER_SECTION", …); None when none came."""
+    command = ["dig", *([f"@{server}"] if server else []), name, type, f"+{'' if search else 'no'}search"]
+    return _message(context.world.run(source, *command, "+yaml", f"+time={DNS_SECONDS}", "+tries=1").out)
 
 
 def _message(text: str) -> dict[str, Any] | None:
@@ -62,6 +72,50 @@ def _message(text: str) -> dict[str, Any] | None:
             found: dict[str, Any] = one["message"]["response_message_data"]
             return found
     return None
+
+
+def queries(
+    context: Context, *, name: str, source: str = "default/client", both: bool = False, at_most: int
+) -> Outcome:
+    """A name, looked up by `source` as its programs do it, is found, and costs at most so many DNS queries.
+
+    `both`: IPv6 addresses are looked for, too. Reasons: no-answer, too-many.
+    """
+    number = count_queries(context, source, name, both=both)
+    kind = "an address" if both else "an IPv4 address"
+    expected = f"{source} to find {kind} of {name} with {at_most} quer{'y' if at_most == 1 else 'ies'} or less"
+    look = f"sudo k8snet-lab exec {source} -- cat /etc/resolv.conf"
+    if number is None:
+        return failed("no-answer", expected=expected, seen="it finds none", look=look)
+    if number > at_most:
+        return failed("too-many", expected=expected, seen=f"{number} queries", look=look)
+    return passed(f"{source} finds {name} with {number} quer{'y' if number == 1 else 'ies'}")
+
+
+def count_queries(context: Context, source: str, name: str, *, both: bool) -> int | None:
+    """How many DNS queries one look-up by the C library costs, by what the CoreDNS pods count; None: it failed.
+
+    Raises K8snetError when they can't be asked. What others ask meanwhile is counted, too.
+    """
+    behind = get(context.world, "endpoints", "kube-dns", "kube-system") or {}
+    pods = [address["ip"] for part in behind.get("subsets") or () for address in part.get("addresses") or ()]
+    if not pods:
+        return None
+    urls = " ".join(f"http://{pod}:9153/metrics" for pod in pods)
+    lookup = f"getent {'ahosts' if both else 'ahostsv4'} {shlex.quote(name)} >&2"
+    script = f"curl -sS {urls} || exit 9; echo; {lookup} || exit 8; echo {SEPARATOR}; curl -sS {urls} || exit 9"
+    ran = context.world.run(source, "sh", "-c", script)
+    if ran.code == 9:
+        raise K8snetError(f"the numbers of the CoreDNS pods: {ran.err.strip()}")
+    if ran.code != 0:
+        return None
+    before, _, after = ran.out.partition(SEPARATOR)
+    return round(_asked(after) - _asked(before))
+
+
+def _asked(metrics: str) -> float:
+    """The sum of all counters of queries in some texts of Prometheus' format."""
+    return sum(float(value) for value in re.findall(r"^coredns_dns_requests_total\{.*\} (\S+)$", metrics, re.MULTILINE))
 
 
 def http(

@@ -239,6 +239,49 @@ def test_dns(printed: str, parameters: dict[str, Any], reason: str) -> None:
     assert result(world, "dns", name="web", **parameters) == reason
 
 
+KUBE_DNS = {"subsets": [{"addresses": [{"ip": "10.244.0.4"}, {"ip": "10.244.1.4"}]}]}
+METRICS = """\
+# TYPE coredns_dns_requests_total counter
+coredns_dns_requests_total{{proto="udp",type="A",zone="cluster.local."}} {inside}
+coredns_dns_requests_total{{proto="udp",type="A",zone="dropped"}} {outside}
+coredns_dns_request_size_bytes_count{{proto="udp"}} 900
+"""
+
+
+@pytest.mark.parametrize(
+    ("ran", "at_most", "reason"),
+    [
+        (
+            Ran(0, f"{METRICS.format(inside=7, outside=1.0)}----\n{METRICS.format(inside=9, outside=3.0)}", ""),
+            4,
+            "pass",
+        ),
+        (
+            Ran(0, f"{METRICS.format(inside=7, outside=1)}----\n{METRICS.format(inside=9, outside=3)}", ""),
+            3,
+            "too-many",
+        ),
+        (Ran(8, METRICS.format(inside=7, outside=1), ""), 3, "no-answer"),
+    ],
+)
+def test_queries(ran: Ran, at_most: int, reason: str) -> None:
+    world = FakeWorld({"endpoints kube-system/kube-dns": KUBE_DNS}, {"default/client: sh -c curl": ran})
+    assert result(world, "queries", name="web.shop", at_most=at_most) == reason
+    assert "http://10.244.0.4:9153/metrics http://10.244.1.4:9153/metrics" in world.asked[-1]
+    assert "getent ahostsv4 web.shop" in world.asked[-1]
+
+
+def test_queries_that_nobody_is_there_to_answer() -> None:
+    for objects in ({}, {"endpoints kube-system/kube-dns": {"metadata": {}}}):
+        assert result(FakeWorld(objects), "queries", name="web.shop", at_most=1) == "no-answer"
+
+
+def test_queries_that_nobody_counts() -> None:
+    world = FakeWorld({"endpoints kube-system/kube-dns": KUBE_DNS}, {"default/client: sh": Ran(9, "", "curl: (7) no")})
+    outcome = check(context(world), Named("queries", {"name": "web.shop", "at_most": 1}))
+    assert (outcome.result, outcome.seen) == (Result.ERROR, "queries: the numbers of the CoreDNS pods: curl: (7) no")
+
+
 @pytest.mark.parametrize(
     ("ran", "parameters", "reason"),
     [

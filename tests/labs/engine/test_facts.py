@@ -9,14 +9,23 @@ import pytest
 from labs.engine import facts
 from labs.engine.world import Ran
 from tests.labs.engine.fake import FakeWorld, context, prints
-from tests.labs.engine.test_checks import READY, UNREADY, WEB, slices
+from tests.labs.engine.test_checks import ANSWER, KUBE_DNS, METRICS, READY, UNREADY, WEB, slices
 from tracer.errors import K8snetError
 
 PODS = [{"status": {"podIP": "10.244.0.5"}}, {"status": {"podIP": "10.244.1.5"}}]
 STEPS = [{"chain": "KUBE-SERVICES", "rule": "-j KUBE-SVC-A"}, {"chain": "KUBE-SVC-A", "rule": "-j KUBE-SEP-B"}]
 WORLD = FakeWorld(
-    {"service default/web": WEB, "pods default": PODS, "endpointslices default": slices(*READY, UNREADY)},
     {
+        "service default/web": WEB,
+        "pods default": PODS,
+        "endpointslices default": slices(*READY, UNREADY),
+        "endpoints kube-system/kube-dns": KUBE_DNS,
+    },
+    {
+        "default/client: dig @10.96.0.10 web A +nosearch +yaml": prints(ANSWER.format(status="NXDOMAIN")),
+        "default/client: sh -c curl": prints(
+            f"{METRICS.format(inside=1, outside=0)}----\n{METRICS.format(inside=9, outside=0)}"
+        ),
         "node1: k8snet-trace explain": prints({"steps": STEPS}),
         "node1: ip -j -d link show dev eth0": prints([{"mtu": 1450}]),
         "node1: ip -j route show": prints([{"dst": "default", "gateway": "172.18.0.1"}]),
@@ -32,6 +41,8 @@ WORLD = FakeWorld(
         ("count", {"kind": "pods"}, {"2"}),
         ("ready_endpoints", {"service": "web"}, {"2"}),
         ("chain", {"node": "node1", "to": "default/web:80", "prefix": "KUBE-SVC-"}, {"KUBE-SVC-A"}),
+        ("dns_status", {"name": "web", "server": "10.96.0.10"}, {"NXDOMAIN"}),
+        ("dns_queries", {"name": "web"}, {"8"}),
         ("link", {"target": "node1", "device": "eth0", "key": "mtu"}, {"1450"}),
         ("route", {"target": "node1", "to": "default"}, {"172.18.0.1"}),
     ],
@@ -46,6 +57,8 @@ def test_facts(name: str, parameters: dict[str, Any], expected: set[str]) -> Non
         ("object", {"kind": "service", "name": "web", "path": "$.spec.nothing"}),
         ("chain", {"node": "node1", "to": "default/web:80", "prefix": "KUBE-XLB-"}),
         ("route", {"target": "node1", "to": "10.0.0.0/8"}),
+        ("dns_status", {"name": "nobody"}),
+        ("dns_queries", {"name": "web", "source": "default/nobody"}),
         ("recorded", {"match": {}, "path": "source.port"}),
     ],
 )
