@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from labs.cluster.control import FORMAT
 from labs.cluster.firstobjects import is_mirror
 from labs.cluster.outside import ClientHost
 from labs.cluster.podstatus import RunningPod
-from labs.cluster.resources import ENDPOINTSLICES, PODS, SERVICES, Object, is_ready
+from labs.cluster.resources import ENDPOINTSLICES, PODS, SERVICES, Object, is_ready, key_of
 from labs.cluster.world import Node, World, node_environment
 
 
@@ -71,7 +72,7 @@ def describe(world: World) -> dict[str, Any]:
         "hosts": [_host(world.client_host)] if world.ready else [],
         "pods": [entry for node in world.nodes for pod in node.kubelet.pods.values() for entry in _pod(node, pod)],
         "control_plane": [_mirror(pod) for pod in world.store.list(PODS) if is_mirror(pod)],
-        "services": [_service(world, service) for service in world.store.list(SERVICES)],
+        "services": _services(world),
         "components": [asdict(component) for component in world.components],
     }
 
@@ -133,16 +134,24 @@ def _pod(node: Node, running: RunningPod) -> list[dict[str, Any]]:
     ]
 
 
-def _service(world: World, service: Object) -> dict[str, Any]:
+def _services(world: World) -> list[dict[str, Any]]:
+    slices: dict[tuple[str, str], list[Object]] = {}
+    for item in world.store.list(ENDPOINTSLICES):
+        metadata = item["metadata"]
+        name = (metadata.get("labels") or {}).get("kubernetes.io/service-name", "")
+        slices.setdefault((metadata["namespace"], name), []).append(item)
+    return [_service(service, slices.get(key_of(service), ())) for service in world.store.list(SERVICES)]
+
+
+def _service(service: Object, slices: Iterable[Object]) -> dict[str, Any]:
     metadata, spec = service["metadata"], service["spec"]
     balanced = (service.get("status") or {}).get("loadBalancer") or {}
     endpoints = []
-    for item in world.store.list(ENDPOINTSLICES, metadata["namespace"]):
-        if (item["metadata"].get("labels") or {}).get("kubernetes.io/service-name") == metadata["name"]:
-            for endpoint in item["endpoints"]:
-                pod = (endpoint.get("targetRef") or {}).get("name")
-                entry = {"addresses": endpoint["addresses"], "pod": pod, "ready": bool(endpoint["conditions"]["ready"])}
-                endpoints.append(entry)
+    for item in slices:
+        for endpoint in item["endpoints"]:
+            pod = (endpoint.get("targetRef") or {}).get("name")
+            entry = {"addresses": endpoint["addresses"], "pod": pod, "ready": bool(endpoint["conditions"]["ready"])}
+            endpoints.append(entry)
     return {
         "namespace": metadata["namespace"],
         "name": metadata["name"],
