@@ -103,7 +103,24 @@ def dns_queries(context: Context, *, name: str, source: str = "default/client") 
     return str(number)
 
 
+def cable(context: Context, *, pod: str) -> Expected:
+    """The device on a pod's node that is the other end of the pod's eth0; as `ip link` writes it counts, too."""
+    _, device = kernel.cable(context.world, pod)
+    return {device, f"{device}@if{_index_of_eth0(context, pod)}"}
+
+
+def _index_of_eth0(context: Context, pod: str) -> int:
+    (found,) = (one for one in context.world.run(pod, "ip", "-j", "link", "show", "dev", "eth0").json() if one)
+    return int(found["ifindex"])
+
+
+def source_address(context: Context, *, target: str, to: str) -> Expected:
+    """The address from which a node or pod sends to `to`; {NAMESPACE/POD} is that pod's address."""
+    return kernel.source_address(context.world, target, to)
+
+
 FACTS: Mapping[str, Callable[..., Expected]] = {
+    "cable": cable,
     "chain": chain,
     "count": count,
     "dns_queries": dns_queries,
@@ -114,6 +131,7 @@ FACTS: Mapping[str, Callable[..., Expected]] = {
     "ready_endpoints": ready_endpoints,
     "recorded": recorded,
     "route": route,
+    "source_address": source_address,
 }
 
 

@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from labs.engine.checks import kernel
 from labs.engine.world import Ran, World
 from tracer.errors import K8snetError
 
@@ -32,6 +33,12 @@ def route(world: World, *, node: str, route: str) -> None:
 def link(world: World, *, target: str, link: str) -> None:
     """Change a device: `link` as after `ip link set`, such as "dev eth0 mtu 1000"."""
     _must(world.run(target, "ip", "link", "set", *link.split()), f"ip link on {target}")
+
+
+def cable(world: World, *, pod: str) -> None:
+    """Take a pod's cable down at its node's end. The node's route to the pod goes with it, and does not come back."""
+    node, device = kernel.cable(world, pod)
+    link(world, target=node, link=f"dev {device} down")
 
 
 def scale(world: World, *, deployment: str, replicas: int, namespace: str = "default") -> None:
@@ -72,6 +79,7 @@ def _must(ran: Ran, what: str) -> None:
 
 
 FAULTS: Mapping[str, Callable[..., None]] = {
+    "cable": cable,
     "kubectl": kubectl,
     "link": link,
     "patch": patch,

@@ -20,7 +20,7 @@ from typing import Any
 
 from labs.engine.checks import files, invariants, kernel, objects, records, traffic
 from labs.engine.checks.context import Context
-from labs.engine.outcome import Outcome, Result
+from labs.engine.outcome import Outcome, Result, failed
 from labs.engine.spec import Named
 from labs.engine.world import Blocked
 from tracer.errors import K8snetError
@@ -37,10 +37,12 @@ CHECKS: Mapping[str, Check] = {
     "invariant": invariants.invariant,
     "link": kernel.link,
     "object": objects.object_,
+    "pods": objects.pods,
     "probe": traffic.probe,
     "queries": traffic.queries,
     "record": records.record,
     "route": kernel.route,
+    "route_get": kernel.route_get,
     "rule": kernel.rule,
     "service": objects.service,
 }
@@ -55,6 +57,8 @@ def check(context: Context, spec: Named) -> Outcome:
     parameters = {key: value for key, value in spec.parameters.items() if key not in WORDS}
     try:
         outcome = CHECKS[spec.name](context, **parameters)
+    except objects.NoPod as error:
+        outcome = failed("no-pod", expected=f"the pod {error.name}", seen=error.message, look="kubectl get pods -A")
     except Blocked as error:
         return Outcome(Result.BLOCKED, error.message, look=error.hint or "")
     except K8snetError as error:

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from labs.engine.checks.context import Context
+from labs.engine.checks.objects import NoPod, with_addresses
 from labs.engine.outcome import Outcome, failed, passed
+from labs.engine.world import World, get
 from tracer.errors import K8snetError
 
 
@@ -141,6 +143,54 @@ def route(
             expected = f"the route to {to} on {target}: {reason} {wanted}"
             return failed(reason, expected=expected, seen=f"{reason} {routes[0].get(key, 'nothing')}", look=look)
     return passed(f"{target} has a route to {to}" if present else f"{target} has no route to {to}")
+
+
+def route_get(context: Context, *, target: str, to: str, via: str | None = None, device: str | None = None) -> Outcome:
+    """A packet from a node or pod to an address would leave by way of this gateway, this device.
+
+    {NAMESPACE/POD} in `to` and `via` is that pod's address. Reasons: no-route, via, device.
+    """
+    to, via = with_addresses(context.world, to), None if via is None else with_addresses(context.world, via)
+    look = f"sudo k8snet-lab exec {target} -- ip route get {to}"
+    found = _route_to(context.world, target, to)
+    if found is None:
+        return failed("no-route", expected=f"{target} to have a route for {to}", seen="none", look=look)
+    for reason, wanted, key in (("via", via, "gateway"), ("device", device, "dev")):
+        if wanted is not None and found.get(key) != wanted:
+            seen = f"{reason} {found.get(key, 'nothing')}"
+            return failed(reason, expected=f"{target} to send to {to}: {reason} {wanted}", seen=seen, look=look)
+    return passed(f"{target} sends to {to} through {found['dev']}")
+
+
+def source_address(world: World, target: str, to: str) -> str:
+    """The address from which a node or pod would send to another address. Raises K8snetError."""
+    found = _route_to(world, target, with_addresses(world, to))
+    if found is None or "prefsrc" not in found:
+        raise K8snetError(f"{target} has no route for {to}")
+    return str(found["prefsrc"])
+
+
+def _route_to(world: World, target: str, to: str) -> dict[str, Any] | None:
+    """What `ip route get` tells; None when there is no route."""
+    ran = world.run(target, "ip", "-j", "route", "get", to)
+    if ran.code != 0:
+        return None
+    found: dict[str, Any] = ran.json()[0]
+    return found
+
+
+def cable(world: World, pod: str) -> tuple[str, str]:
+    """The node of a pod (NAMESPACE/POD), and the device there that is the other end of its eth0. Raises K8snetError."""
+    namespace, _, name = pod.partition("/")
+    found = get(world, "pod", name, namespace)
+    node = None if found is None else found["spec"].get("nodeName")
+    if not node:
+        raise NoPod(pod)
+    (eth0,) = (one for one in world.run(pod, "ip", "-j", "link", "show", "dev", "eth0").json() if one)
+    for one in world.run(node, "ip", "-j", "link", "show").json():
+        if one.get("ifindex") == eth0.get("link_index"):
+            return node, str(one["ifname"])
+    raise K8snetError(f"{node} has no device {eth0.get('link_index')}, the other end of eth0 of {pod}")
 
 
 def link(

@@ -5,14 +5,16 @@ What belongs here: looking at objects. What does not: whether traffic follows th
 
 from __future__ import annotations
 
+import re
+from datetime import datetime
 from typing import Any
 
 import jsonpath
 
 from labs.engine.checks.context import Context
 from labs.engine.outcome import Outcome, failed, passed
-from labs.engine.world import get
-from tracer.errors import UsageError
+from labs.engine.world import World, get
+from tracer.errors import K8snetError, UsageError
 
 
 def object_(
@@ -137,6 +139,58 @@ def ready_addresses(slices: list[dict[str, Any]]) -> set[str]:
         if (entry.get("conditions") or {}).get("ready") is not False
         for address in entry["addresses"]
     }
+
+
+class NoPod(K8snetError):
+    """A pod that a check asks about is not there, or has no address. `name`: NAMESPACE/POD."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the pod {name} is not there, or has no address", hint="sudo k8snet-lab reset --step")
+        self.name = name
+
+
+def with_addresses(world: World, text: str) -> str:
+    """A text in which pods' addresses stand for {NAMESPACE/POD}. Raises NoPod."""
+    return re.sub(r"\{([^/{}]+)/([^/{}]+)\}", lambda found: _pod_address(world, found[1], found[2]), text)
+
+
+def _pod_address(world: World, namespace: str, name: str) -> str:
+    found = get(world, "pod", name, namespace)
+    ip = None if found is None else (found.get("status") or {}).get("podIP")
+    if not ip:
+        raise NoPod(f"{namespace}/{name}")
+    return str(ip)
+
+
+def pods(
+    context: Context, *, selector: str, namespace: str = "default", ready: int | None = None, anew: bool = False
+) -> Outcome:
+    """So many pods with these labels are ready, and no others are there; `anew`: all were made since the step began.
+
+    Reasons: count, old.
+    """
+    found = get(context.world, "pods", None, namespace, selector)
+    what, look = f"pods {selector} in {namespace}", f"kubectl -n {namespace} get pods -l {selector} -o wide"
+    names = ", ".join(pod["metadata"]["name"] for pod in found) or "none"
+    count = sum(_is_ready(pod) for pod in found)
+    if ready is not None and not count == len(found) == ready:
+        seen = f"{count} of {len(found)} are ready: {names}"
+        return failed("count", expected=f"{ready} {what}, all of them ready", seen=seen, look=look)
+    old = [pod["metadata"]["name"] for pod in found if _created(pod) < int(context.since)]
+    if anew and old:
+        expected = f"{what} to be newer than this step"
+        return failed("old", expected=expected, seen=f"older are {', '.join(old)}", look=look)
+    return passed(f"{what}: {names}")
+
+
+def _is_ready(pod: dict[str, Any]) -> bool:
+    conditions = (pod.get("status") or {}).get("conditions") or ()
+    return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+
+
+def _created(pod: dict[str, Any]) -> float:
+    """Seconds since 1970; the API tells whole ones."""
+    return datetime.fromisoformat(pod["metadata"]["creationTimestamp"]).timestamp()
 
 
 def service_address(context: Context, name: str, namespace: str) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from datetime import datetime
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ ROOM = 160  # columns of a line: a learner should see all of it
 def record(context: Context, *, match: Mapping[str, Any], words: str, at_least: int = 1, anew: bool = False) -> Outcome:
     """The live trace has seen at least so many connections that `match`: dotted keys of a record and their values.
 
-    A value may be a list: one of these. "*": anything but null. `words`: the connection in words, for the learner.
+    A value may be a list: one of these. A text may have * in it for any characters; "*": anything but null.
+    `words`: the connection in words, for the learner.
     Those made since the lesson began count; `anew`: only those since this step did. Reason: not-seen.
     """
     if context.records is None:
@@ -67,9 +69,11 @@ def value(one: Any, key: str) -> Any:
 
 
 def _fits(value: Any, wanted: Any) -> bool:
-    if wanted == "*":
-        return value is not None
-    return value in wanted if isinstance(wanted, list) else bool(value == wanted)
+    if isinstance(wanted, list):
+        return any(_fits(value, one) for one in wanted)
+    if isinstance(wanted, str) and "*" in wanted:
+        return value is not None and fnmatchcase(str(value), wanted)
+    return bool(value == wanted)
 
 
 def line(one: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from labs.engine.checks.context import Context
+from labs.engine.checks.objects import with_addresses
 from labs.engine.outcome import Outcome, failed, passed
 from labs.engine.world import get
 from tracer.errors import K8snetError
@@ -130,9 +131,10 @@ def http(
 ) -> Outcome:
     """A URL, asked for by `source` so many times, each time on a new connection, is answered with this status.
 
-    `works` false: no answer must come. `json_has`: dotted keys of the answer's JSON and their values.
-    Reasons: no-answer, answer, status, body.
+    {NAMESPACE/POD} in the URL is that pod's address. `works` false: no answer must come. `json_has`: dotted keys of the
+    answer's JSON and their values. Reasons: no-answer, answer, status, body.
     """
+    url = with_addresses(context.world, url)
     look = f"sudo k8snet-lab exec {source} -- curl -sv --max-time {HTTP_SECONDS} {url}"
     expected = f"{source} to {'get an answer' if works else 'get no answer'} from {url}"
     for _ in range(times):

@@ -23,6 +23,7 @@ WEB = {
         "ports": [{"port": 80, "targetPort": 8080, "protocol": "TCP"}],
     },
 }
+FAR = {"spec": {"nodeName": "node2"}, "status": {"podIP": "10.244.1.5"}}
 READY = [{"addresses": ["10.244.0.5"], "conditions": {"ready": True}}, {"addresses": ["10.244.1.5"], "conditions": {}}]
 UNREADY = {"addresses": ["10.244.1.6"], "conditions": {"ready": False}}
 
@@ -45,6 +46,31 @@ def result(world: FakeWorld, name: str, tmp_path: Path | None = None, /, **param
         return "pass"
     assert outcome.expected and outcome.seen and outcome.look, outcome
     return outcome.reason
+
+
+def pod(name: str, created: str, ready: str = "True") -> dict[str, Any]:
+    return {
+        "metadata": {"name": name, "creationTimestamp": created},
+        "status": {"conditions": [{"type": "Ready", "status": ready}]},
+    }
+
+
+@pytest.mark.parametrize(
+    ("third", "parameters", "reason"),
+    [
+        (pod("c", "2026-11-29T10:00:05Z"), {"ready": 3, "anew": True}, "pass"),
+        (pod("c", "2026-11-29T10:00:05Z"), {"ready": 2}, "count"),
+        (pod("c", "2026-11-29T10:00:05Z", "False"), {"ready": 3}, "count"),
+        (pod("c", "2026-11-29T10:00:05Z", "False"), {"ready": 2}, "count"),
+        (pod("c", "2026-11-29T09:59:59Z"), {"ready": 3, "anew": True}, "old"),
+        (pod("c", "2026-11-29T09:59:59Z"), {"ready": 3}, "pass"),
+    ],
+)
+def test_pods(third: dict[str, Any], parameters: dict[str, Any], reason: str) -> None:
+    found = [pod("a", "2026-11-29T10:00:00Z"), pod("b", "2026-11-29T10:00:01Z"), third]
+    asked = context(FakeWorld({"pods default": found}), since=1795946400.9)  # 10:00:00.9
+    outcome = check(asked, Named("pods", {"selector": "app=web", **parameters}))
+    assert (outcome.reason or outcome.result) == reason
 
 
 @pytest.mark.parametrize(
@@ -184,6 +210,24 @@ def test_route(parameters: dict[str, Any], reason: str) -> None:
 @pytest.mark.parametrize(
     ("parameters", "reason"),
     [
+        ({}, "pass"),
+        ({"via": "172.18.0.3", "device": "eth0"}, "pass"),
+        ({"via": "{default/far}"}, "via"),
+        ({"device": "overlay0"}, "device"),
+        ({"to": "10.99.0.1"}, "no-route"),
+        ({"to": "{default/other}"}, "no-pod"),
+    ],
+)
+def test_route_get(parameters: dict[str, Any], reason: str) -> None:
+    found = [{"dst": "10.244.1.5", "gateway": "172.18.0.3", "dev": "eth0"}]
+    commands = {"node1: ip -j route get 10.244.1.5": prints(found), "node1: ip": Ran(2, "", "unreachable")}
+    world = FakeWorld({"pod default/far": FAR}, commands)
+    assert result(world, "route_get", target="node1", **{"to": "{default/far}", **parameters}) == reason
+
+
+@pytest.mark.parametrize(
+    ("parameters", "reason"),
+    [
         ({"state": "UP", "mtu": 1450, "kind": "vxlan"}, "pass"),
         ({"state": "DOWN"}, "state"),
         ({"mtu": 1500}, "mtu"),
@@ -299,6 +343,13 @@ def test_http(ran: Ran, parameters: dict[str, Any], reason: str) -> None:
     assert result(FakeWorld(commands={"default/client: curl": ran}), "http", url="http://web/", **parameters) == reason
 
 
+def test_http_by_a_pods_address() -> None:
+    world = FakeWorld({"pod default/far": FAR}, {"default/client: curl": Ran(0, "\n200", "")})
+    assert result(world, "http", url="http://{default/far}:8080/") == "pass"
+    assert world.asked[-1].endswith(" http://10.244.1.5:8080/")
+    assert result(world, "http", url="http://{default/other}:8080/") == "no-pod"
+
+
 def test_http_asks_as_often_as_it_should() -> None:
     world = FakeWorld(commands={"default/client: curl": Ran(0, "\n200", "")})
     assert result(world, "http", url="http://web/", times=3) == "pass"
@@ -362,6 +413,9 @@ def test_record(tmp_path: Path) -> None:
     assert look({"backend.pod": "*"}, at_least=2) == "not-seen"
     assert look({"outcome": ["refused", "reset"]}) == "pass"
     assert look({"destination.port": "80"}) == "not-seen"
+    assert look({"backend.pod": "web-*", "outcome": ["ref*", "est*"]}, at_least=2) == "not-seen"
+    assert look({"backend.pod": "web-*", "outcome": ["ref*", "est*"]}) == "pass"
+    assert look({"backend.pod": "*web"}) == "not-seen"
     assert look({"source.nothing.at.all": "x"}) == "not-seen"
     outcome = check(context(world, tmp_path), Named("record", {"match": {"backend.pod": "*"}, "words": "x"}))
     assert outcome.seen.startswith("10:00:00.000 curl[1] default/client → default/web:80 (10.96.0.7) ⇒ web-1")

@@ -9,14 +9,16 @@ import pytest
 from labs.engine import facts
 from labs.engine.world import Ran
 from tests.labs.engine.fake import FakeWorld, context, prints
-from tests.labs.engine.test_checks import ANSWER, KUBE_DNS, METRICS, READY, UNREADY, WEB, slices
+from tests.labs.engine.test_checks import ANSWER, FAR, KUBE_DNS, METRICS, READY, UNREADY, WEB, slices
 from tracer.errors import K8snetError
 
 PODS = [{"status": {"podIP": "10.244.0.5"}}, {"status": {"podIP": "10.244.1.5"}}]
 STEPS = [{"chain": "KUBE-SERVICES", "rule": "-j KUBE-SVC-A"}, {"chain": "KUBE-SVC-A", "rule": "-j KUBE-SEP-B"}]
+LINKS = [{"ifindex": 2, "ifname": "eth0"}, {"ifindex": 7, "ifname": "veth1234"}]
 WORLD = FakeWorld(
     {
         "service default/web": WEB,
+        "pod default/far": FAR,
         "pods default": PODS,
         "endpointslices default": slices(*READY, UNREADY),
         "endpoints kube-system/kube-dns": KUBE_DNS,
@@ -28,6 +30,10 @@ WORLD = FakeWorld(
         ),
         "node1: k8snet-trace explain": prints({"steps": STEPS}),
         "node1: ip -j -d link show dev eth0": prints([{"mtu": 1450}]),
+        "default/far: ip -j link show dev eth0": prints([{"ifindex": 2, "ifname": "eth0", "link_index": 7}]),
+        "node2: ip -j link show": prints(LINKS),
+        "node2: ip -j route get 10.244.1.5": prints([{"dev": "veth1234", "prefsrc": "10.244.1.1"}]),
+        "node1: ip -j route get": Ran(2, "", "RTNETLINK answers: Network is unreachable"),
         "node1: ip -j route show": prints([{"dst": "default", "gateway": "172.18.0.1"}]),
     },
 )
@@ -45,6 +51,8 @@ WORLD = FakeWorld(
         ("dns_queries", {"name": "web"}, {"8"}),
         ("link", {"target": "node1", "device": "eth0", "key": "mtu"}, {"1450"}),
         ("route", {"target": "node1", "to": "default"}, {"172.18.0.1"}),
+        ("cable", {"pod": "default/far"}, {"veth1234", "veth1234@if2"}),
+        ("source_address", {"target": "node2", "to": "{default/far}"}, {"10.244.1.1"}),
     ],
 )
 def test_facts(name: str, parameters: dict[str, Any], expected: set[str]) -> None:
@@ -59,6 +67,8 @@ def test_facts(name: str, parameters: dict[str, Any], expected: set[str]) -> Non
         ("route", {"target": "node1", "to": "10.0.0.0/8"}),
         ("dns_status", {"name": "nobody"}),
         ("dns_queries", {"name": "web", "source": "default/nobody"}),
+        ("cable", {"pod": "default/other"}),
+        ("source_address", {"target": "node1", "to": "{default/far}"}),
         ("recorded", {"match": {}, "path": "source.port"}),
     ],
 )
