@@ -6,6 +6,7 @@ Heavy imports wait until they are needed: what stands at the top of this file is
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -192,6 +193,33 @@ def shell(name: str, target: str) -> int:
     from labs.cluster import enter
 
     return enter.run(enter.find(name, target), [enter.find_shell()])
+
+
+@cli.command(
+    context_settings={"ignore_unknown_options": True},
+    epilog="""\b
+Examples:
+  sudo k8snet-lab python default/client syn.py             scapy, as the pod
+  sudo k8snet-lab python node1 chains.py KUBE-SERVICES     python-iptables, with a node's rules
+""",
+)
+@_name
+@_target
+@click.argument("file", type=click.Path(exists=True, dir_okay=False))
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def python(name: str, target: str, file: str, arguments: tuple[str, ...]) -> int:
+    """Run a Python file of this machine on a node or in a pod.
+
+    It runs with this installation's interpreter and libraries: scapy, pyroute2, python-iptables. All else is as with
+    exec.
+    """
+    from labs.cluster import enter
+
+    place = enter.find(name, target)
+    with Path(file).open("rb") as source:
+        # By its descriptor: the target sees files of its own, and perhaps an older one at this path.
+        os.set_inheritable(source.fileno(), True)
+        return enter.run(place, [sys.executable, f"/dev/fd/{source.fileno()}", *arguments])
 
 
 @cli.group()

@@ -57,7 +57,7 @@ class World(Protocol):
         """Run a command on a node or in a pod; exit code 124 when it takes longer. Raises Blocked."""
 
     def trace(self, node: str, *arguments: str, seconds: float = RUN_SECONDS) -> Ran:
-        """Run a subcommand of k8snet-trace about a node's network namespace."""
+        """Run a subcommand of k8snet-trace about the network namespace of a node or pod; `probe` sends from there."""
 
     def nodes(self) -> list[str]:
         """The nodes' names, the control plane's first."""
@@ -102,7 +102,8 @@ class Miniature:
         return ran([*own, *command], feed=feed, seconds=seconds)
 
     def trace(self, node: str, *arguments: str, seconds: float = RUN_SECONDS) -> Ran:
-        command = [sys.executable, "-m", "tracer", *arguments, "--netns", str(self._pids[node])]
+        where = "--from" if arguments[0] == "probe" else "--netns"
+        command = [sys.executable, "-m", "tracer", *arguments, where, str(self._pids[node])]
         return ran(command, seconds=seconds)
 
     def nodes(self) -> list[str]:
@@ -119,7 +120,8 @@ class Miniature:
 
     @property
     def _pids(self) -> dict[str, int]:
-        return {entry["name"]: entry["pid"] for entry in (*self._status["nodes"], *self._status["hosts"])}
+        pods = {f"{entry['namespace']}/{entry['name']}": entry["pid"] for entry in self._status["pods"]}
+        return pods | {entry["name"]: entry["pid"] for entry in (*self._status["nodes"], *self._status["hosts"])}
 
 
 def ran(

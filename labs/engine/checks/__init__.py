@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from labs.engine.checks import files, invariants, kernel, objects, records, traffic
+from labs.engine.checks import counters, files, invariants, kernel, objects, records, traffic
 from labs.engine.checks.context import Context
 from labs.engine.outcome import Outcome, Result, failed
 from labs.engine.spec import Named
@@ -33,6 +33,7 @@ CHECKS: Mapping[str, Check] = {
     "dns": traffic.dns,
     "endpoint": objects.endpoint,
     "file": files.file,
+    "flows": counters.flows,
     "http": traffic.http,
     "invariant": invariants.invariant,
     "link": kernel.link,
@@ -44,6 +45,7 @@ CHECKS: Mapping[str, Check] = {
     "route": kernel.route,
     "route_get": kernel.route_get,
     "rule": kernel.rule,
+    "script": traffic.script,
     "service": objects.service,
 }
 WORDS = ("reason", "expected", "look")

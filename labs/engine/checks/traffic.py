@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import yaml
 
 from labs.engine.checks.context import Context
+from labs.engine.checks.counters import counted
 from labs.engine.checks.objects import with_addresses
 from labs.engine.outcome import Outcome, failed, passed
 from labs.engine.world import get
@@ -23,6 +25,7 @@ from tracer.errors import K8snetError
 DNS_SECONDS = 2
 HTTP_SECONDS = 3
 SEPARATOR = "----"  # no line of a metrics page begins so
+PROBE_RATE = 1000  # flows a second
 
 
 def dns(
@@ -173,19 +176,64 @@ def _different(body: str, wanted: dict[str, Any]) -> str | None:
     return None
 
 
-def probe(context: Context, *, node: str, to: str, count: int = 60, backends: int, p_value: float = 0.001) -> Outcome:
-    """Crafted packets from a node to `to` reach so many backends, and spread over them as the rules promise.
+def probe(
+    context: Context,
+    *,
+    source: str,
+    to: str,
+    count: int = 60,
+    backends: int,
+    p_value: float = 0.001,
+) -> Outcome:
+    """Crafted packets from a node or pod to `to` reach so many backends, and spread over them as the rules promise.
 
     Reasons: backends, spread.
     """
-    document = context.world.trace(node, "probe", to, "--count", str(count), "-o", "json").json()
-    reached = [one for one in document["backends"] if one["observed"]]
-    look = f"sudo k8snet-lab exec {node} -- k8snet-trace probe {to}"
+    document = context.world.trace(
+        source, "probe", to, "--count", str(count), "--rate", str(PROBE_RATE), "--no-names", "-o", "json"
+    ).json()
+    reached = [one for one in document["reached"] if one["observed"]]
+    look = f"sudo k8snet-lab exec node1 -- k8snet-trace probe {to} --from {source}"
     if len(reached) != backends:
         expected = f"{count} packets to {to} to reach {backends} backends"
         return failed("backends", expected=expected, seen=f"they reached {len(reached)}", look=look)
-    chance = document.get("p_value")
+    chance = document["p_value"]
     if chance is not None and chance < p_value:
         seen = f"as uneven as once in {1 / max(chance, 1e-9):.0f} times"
         return failed("spread", expected=f"{to} to be spread as the rules promise", seen=seen, look=look)
-    return passed(f"{count} packets reached {backends} backends")
+    return passed(f"{count} packets reached {backends} backend{'' if backends == 1 else 's'}")
+
+
+def script(
+    context: Context,
+    *,
+    name: str,
+    target: str,
+    node: str,
+    service: str,
+    namespace: str = "default",
+    flows: int,
+    endpoints: int,
+) -> Outcome:
+    """A Python file of the workspace, run at `target`, has the rules of `node` send new flows to a Service.
+
+    `flows`: at least so many; `endpoints`: to so many of its endpoints. Reasons: missing, crash, flows, endpoints.
+    """
+    path = context.workspace / name
+    if not path.is_file():
+        return failed("missing", expected=f"the file {path}", seen="it is not there", look="k8snet-lab reset --step")
+    look = f"sudo k8snet-lab python {target} {path}"
+    before = counted(context, node, namespace, service)
+    ran = context.world.run(target, sys.executable, "-", feed=path.read_text(encoding="utf-8", errors="replace"))
+    if ran.code != 0:
+        last = (ran.err.strip() or ran.out.strip()).splitlines()[-1:] or [f"exit code {ran.code}"]
+        return failed("crash", expected=f"{path} to run to its end", seen=last[0], look=look)
+    now = counted(context, node, namespace, service)
+    new = {key: count - before.get(key, 0) for key, count in now.items() if count > before.get(key, 0)}
+    expected = f"{path} to make at least {flows} new flows to {namespace}/{service}"
+    if sum(new.values()) < flows:
+        return failed("flows", expected=expected, seen=f"the rules of {node} saw {sum(new.values())}", look=look)
+    if len(new) != endpoints:
+        expected += f", which reach {endpoints} of its endpoints"
+        return failed("endpoints", expected=expected, seen=f"they reached {len(new)}", look=look)
+    return passed(f"{sum(new.values())} new flows, to {', '.join(f'{key}: {new[key]}' for key in sorted(new))}")

@@ -53,6 +53,29 @@ class TestStreams:
         assert process.wait(timeout=10) == 128 + signal.SIGPIPE
 
 
+class TestPython:
+    def test_a_file_of_this_machine_runs_there_with_this_interpreter(self, cluster: Lab, tmp_path: Path) -> None:
+        file = tmp_path / "who.py"
+        file.write_text("import socket, sys, scapy\nprint(socket.gethostname(), sys.executable, *sys.argv[1:])\n")
+        done = cluster.run("python", POD, str(file), "--", "-x", "1")
+        assert done.stdout == f"client {sys.executable} -x 1\n"
+
+    def test_the_file_is_read_anew_each_time(self, cluster: Lab, tmp_path: Path) -> None:
+        file, other = tmp_path / "n.py", tmp_path / "other.py"
+        for number in (1, 2):  # replaced as editors do it
+            other.write_text(f"print({number})\n")
+            other.rename(file)
+            assert cluster.run("python", POD, str(file)).stdout == f"{number}\n"
+
+    def test_input_and_exit_status_are_passed_through(self, cluster: Lab, tmp_path: Path) -> None:
+        file = tmp_path / "n.py"
+        file.write_text("import sys\nsys.exit(int(input()))\n")
+        assert cluster.run("python", "node1", str(file), feed="7\n", check=False).returncode == 7
+
+    def test_no_such_file(self, cluster: Lab) -> None:
+        assert cluster.run("python", POD, "/no/such.py", check=False).returncode == 2
+
+
 class TestSignals:
     def run_trap(self, cluster: Lab, name: str) -> subprocess.Popen[str]:
         script = f"trap 'echo got {name}; exit 3' {name}; echo ready; while :; do sleep 0.05; done"

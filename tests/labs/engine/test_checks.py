@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from labs.engine.checks import CHECKS, check, problem_with
 from labs.engine.outcome import Result
 from labs.engine.spec import Named
-from labs.engine.world import Blocked, Ran
+from labs.engine.world import RUN_SECONDS, Blocked, Ran
 from tests.labs.engine.fake import FakeWorld, context, prints
 
 WEB = {
@@ -359,14 +361,93 @@ def test_http_asks_as_often_as_it_should() -> None:
 @pytest.mark.parametrize(
     ("document", "reason"),
     [
-        ({"backends": [{"observed": 30}, {"observed": 30}], "p_value": 1.0}, "pass"),
-        ({"backends": [{"observed": 60}, {"observed": 0}], "p_value": 1e-9}, "backends"),
-        ({"backends": [{"observed": 59}, {"observed": 1}], "p_value": 1e-9}, "spread"),
+        ({"reached": [{"observed": 30}, {"observed": 30}], "p_value": 1.0}, "pass"),
+        ({"reached": [{"observed": 60}, {"observed": 0}], "p_value": None}, "backends"),
+        ({"reached": [{"observed": 59}, {"observed": 1}], "p_value": 1e-9}, "spread"),
     ],
 )
 def test_probe(document: dict[str, Any], reason: str) -> None:
-    world = FakeWorld(commands={"node1: k8snet-trace probe default/web:80 --count 60": prints(document)})
-    assert result(world, "probe", node="node1", to="default/web:80", backends=2) == reason
+    world = FakeWorld(commands={"default/client: k8snet-trace probe default/web:80 --count 60": prints(document)})
+    assert result(world, "probe", source="default/client", to="default/web:80", backends=2) == reason
+
+
+def dnat(packets: int, endpoint: str, service: str = "default/web:http", more: str = "") -> str:
+    ip = endpoint.partition(":")[0]
+    comment = f'-m comment --comment "{service}"' if ":" in service else f"-m comment --comment {service}"
+    return (
+        f"[9:540] -A KUBE-SEP-X -s {ip}/32 {comment} -j KUBE-MARK-MASQ\n"
+        f"[{packets}:{60 * packets}] -A KUBE-SEP-X -p tcp {comment} {more}-m tcp -j DNAT --to-destination {endpoint}\n"
+    )
+
+
+COUNTERS = (
+    "*nat\n[7:420] -A KUBE-SERVICES -d 10.96.0.7/32 -p tcp -j KUBE-SVC-X\n"
+    + dnat(20, "10.244.0.5:8080")
+    + dnat(22, "10.244.1.5:8080", more="-m recent --set --name KUBE-SEP-X --mask 255.255.255.255 --rsource ")
+    + dnat(0, "10.244.1.6:8080")
+    + dnat(99, "10.244.1.7:53", "default/web-2:dns")
+)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "reason"),
+    [
+        ({"at_least": 42}, "pass"),
+        ({"at_least": 42, "endpoints": 2}, "pass"),
+        ({"at_least": 43}, "few"),
+        ({"at_least": 42, "endpoints": 3}, "endpoints"),
+        ({"at_least": 1, "service": "other"}, "few"),
+        ({"at_least": 1, "namespace": "shop"}, "few"),
+    ],
+)
+def test_flows(parameters: dict[str, Any], reason: str) -> None:
+    world = FakeWorld(commands={"node1: iptables-save -c -t nat": prints(COUNTERS)})
+    assert result(world, "flows", **{"node": "node1", "service": "web", **parameters}) == reason
+
+
+def test_flows_of_a_port_without_a_name() -> None:
+    world = FakeWorld(commands={"node1: iptables-save": prints(dnat(3, "10.244.0.5:80", "default/web"))})
+    assert result(world, "flows", node="node1", service="web", at_least=3) == "pass"
+
+
+@dataclass
+class CountingWorld(FakeWorld):
+    """Each script that is run makes these new flows: endpoint -> number."""
+
+    makes: dict[str, int] = field(default_factory=dict)
+    code: int = 0
+    seen: dict[str, int] = field(default_factory=lambda: {"10.244.0.5:80": 5, "10.244.1.5:80": 0})
+
+    def run(self, target: str, *command: str, feed: str | None = None, seconds: float = RUN_SECONDS) -> Ran:
+        """See World."""
+        if command[0] == "iptables-save":
+            return prints("".join(dnat(count, endpoint) for endpoint, count in self.seen.items()))
+        assert (target, command, feed) == ("default/client", (sys.executable, "-"), "send()\n")
+        for endpoint, count in self.makes.items():
+            self.seen[endpoint] += count
+        return Ran(self.code, "", "Traceback:\nNameError: send" if self.code else "")
+
+
+@pytest.mark.parametrize(
+    ("makes", "code", "reason"),
+    [
+        ({"10.244.0.5:80": 7, "10.244.1.5:80": 3}, 0, "pass"),
+        ({"10.244.0.5:80": 7, "10.244.1.5:80": 2}, 0, "flows"),
+        ({}, 0, "flows"),
+        ({"10.244.0.5:80": 10}, 0, "endpoints"),
+        ({"10.244.0.5:80": 7, "10.244.1.5:80": 3}, 1, "crash"),
+    ],
+)
+def test_script(makes: dict[str, int], code: int, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "syn.py").write_text("send()\n")
+    world = CountingWorld(makes=makes, code=code)
+    parameters = {"name": "syn.py", "target": "default/client", "node": "node1", "service": "web"}
+    assert result(world, "script", tmp_path, **parameters, flows=10, endpoints=2) == reason
+
+
+def test_a_script_that_is_not_there(tmp_path: Path) -> None:
+    parameters = {"name": "syn.py", "target": "default/client", "node": "node1", "service": "web"}
+    assert result(CountingWorld(), "script", tmp_path, **parameters, flows=1, endpoints=1) == "missing"
 
 
 def record(time: str, **more: Any) -> str:
