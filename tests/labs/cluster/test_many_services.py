@@ -1,4 +1,4 @@
-"""Thousands of Services from the start: the cluster becomes ready in the time that the rules take, and still answers."""
+"""Thousands of Services from the start: the cluster is ready in the time that the rules take, and still answers."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def test_a_cluster_with_thousands_of_services(tmp_path: Path, patience: float) -
     manifest.write_text("apiVersion: v1\nkind: Namespace\nmetadata: {name: many}\n" + "".join(texts))
     began = time.monotonic()
     with Lab(("-f", str(manifest))) as cluster:
-        assert time.monotonic() - began < 15 * patience
+        assert time.monotonic() - began < 60 * patience
         began = time.monotonic()
         services = cluster.status()["services"]
-        assert time.monotonic() - began < 2 * patience
+        assert time.monotonic() - began < 3 * patience
         assert len([one for one in services if one["namespace"] == "many"]) == SERVICES
