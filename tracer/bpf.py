@@ -22,10 +22,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tracer import libbpf
-from tracer.errors import BackendUnavailable, BpfCompileError, MissingError
+from tracer.errors import BackendUnavailable, BpfCompileError, BpfRefused, MissingError, UsageError
 
 _ARCHITECTURES = {"x86_64": "x86", "aarch64": "arm64"}
 BPF_ANY = 0
+BPF_MAP_TYPE_RINGBUF = 27
+# Where BCC keeps what it has attached by the names of functions
+_ATTACHED = ("tracepoint_fds", "raw_tracepoint_fds", "kprobe_fds", "kfunc_entry_fds", "kfunc_exit_fds", "lsm_fds")
 
 
 def program_directory() -> Path:
@@ -129,27 +132,8 @@ class Programs:
         """`maps_of`: programs whose maps these shall use, where they declare some of the same name and layout."""
         self._bcc = _import_bcc()
         self._attachments: list[Attachment] = []
-        include = program_directory() / "include"
-        architecture = _ARCHITECTURES.get(platform.machine(), platform.machine())
-        flags = [f"-I{include}", f"-D__TARGET_ARCH_{architecture}", "-Wno-unused-function", "-Wno-macro-redefined"]
-        flags.append("-Wfatal-errors")  # BCC 0.26 crashes on the tree that clang leaves after a second error
-        flags += [f"-D{name}={value}" for name, value in defines.items()]
-        text = program_text(files)
-        try:
-            self._bpf = self._compile(text, flags, include / "kernel")
-        except BpfCompileError as first:
-            # A newer BCC may include more headers than ours: the machine's own, where it has them, are the fallback.
-            if "file not found" not in first.message or not Path(f"/lib/modules/{os.uname().release}/build").exists():
-                raise
-            self._bpf = self._compile(text, flags, None)
+        self._bpf = _compiled(self._bcc, program_text(files), defines)
         self._redirected = {} if maps_of is None else self._same_maps(maps_of)
-
-    def _compile(self, text: str, flags: list[str], headers: Path | None) -> Any:
-        with _environment("BCC_KERNEL_SOURCE", None if headers is None else str(headers)), _caught_stderr() as caught:
-            try:
-                return self._bcc.BPF(text=text.encode(), cflags=flags)
-            except Exception as error:  # BCC raises nothing narrower
-                raise _explain(str(error), caught()) from error
 
     def attach(self, hook: Hook) -> None:
         """Load one function and attach it. Raises BackendUnavailable when the kernel refuses, with the verifier's
@@ -231,6 +215,107 @@ class Programs:
         self._bpf.cleanup()
 
 
+def tracepoints(text: str) -> list[tuple[str, str]]:
+    """Category and event of each TRACEPOINT_PROBE of some C."""
+    return re.findall(r"^\s*TRACEPOINT_PROBE\(\s*(\w+)\s*,\s*(\w+)\s*\)", text, re.MULTILINE)
+
+
+class OwnProgram:
+    """A user's own C for BCC, compiled, loaded, and attached as the names of its functions say, such as
+    TRACEPOINT_PROBE(category, event); what it writes to its ring buffers is read. Use `close` at the end.
+
+    Raises BpfCompileError, BackendUnavailable with the verifier's words, UsageError for C that attaches to nothing or
+    has nothing to read, MissingError when bcc is not installed.
+    """
+
+    def __init__(self, text: str, name: str) -> None:
+        """`name`: of the file, for messages."""
+        self._bpf = _compiled(_import_bcc(), _numbered(text, name), {})
+        self._written: list[tuple[str, bytes]] = []
+        try:
+            self.buffers = self._ring_buffers()
+            if not any(getattr(self._bpf, fds) for fds in _ATTACHED):
+                raise UsageError(f"{name} attaches to nothing: TRACEPOINT_PROBE(category, event) {{ … }} would")
+            if not self.buffers:
+                raise UsageError(f"{name} has nothing to write to: BPF_RINGBUF_OUTPUT(name, pages); would be a buffer")
+            if not any(self.buffers.values()):
+                raise UsageError(
+                    f"{name} writes nothing: {next(iter(self.buffers))}.ringbuf_output(&it, sizeof(it), 0)"
+                )
+            for buffer in self.buffers:
+                self._bpf[buffer.encode()].open_ring_buffer(self._note(buffer))
+        except BaseException:
+            self.close()
+            raise
+
+    def read(self, seconds: float) -> list[tuple[str, bytes]]:
+        """What was written since, as the buffer's name and bytes; waits up to `seconds` when there is nothing."""
+        self._bpf.ring_buffer_poll(int(seconds * 1000))
+        written, self._written = self._written, []
+        return written
+
+    def close(self) -> None:
+        """Detach and unload everything."""
+        self._bpf.cleanup()
+
+    def _note(self, buffer: str) -> Any:
+        def note(_: Any, data: int, size: int) -> None:
+            self._written.append((buffer, ctypes.string_at(data, size)))
+
+        return note
+
+    def _ring_buffers(self) -> dict[str, list[tuple[str, str]]]:
+        """Name of each -> names and types in C of the fields that it is given."""
+        library, module = _import_bcc().libbcc.lib, self._bpf.module
+        handle = ctypes.c_void_p(module)  # bcc declares no argument types for some of these
+        name_of = library.bpf_table_name
+        name_of.restype, name_of.argtypes = ctypes.c_char_p, [ctypes.c_void_p, ctypes.c_ulonglong]
+        found = {}
+        for number in range(library.bpf_num_tables(module)):
+            name = name_of(module, number)
+            if library.bpf_table_type_id(handle, ctypes.c_ulonglong(number)) != BPF_MAP_TYPE_RINGBUF:
+                continue
+            count = library.bpf_perf_event_fields(module, name)
+            described = [library.bpf_perf_event_field(module, name, field).decode() for field in range(count)]
+            fields = [tuple(text.split("#", 1)) for text in described]
+            found[name.decode()] = [(field, type_) for field, type_ in fields]
+        return found
+
+
+def _numbered(text: str, name: str) -> str:
+    """C with its file's name and line numbers. BCC puts a struct in front of each TRACEPOINT_PROBE, many lines long."""
+    lines = [f'#line 1 "{name}"']
+    for number, line in enumerate(text.splitlines(), 1):
+        lines.append(line)
+        if re.match(r"\s*TRACEPOINT_PROBE\(.*\)", line):
+            lines.append(f'#line {number + 1} "{name}"')
+    return "\n".join(lines) + "\n"
+
+
+def _compiled(bcc: Any, text: str, defines: Mapping[str, int]) -> Any:
+    """C as BCC's object. Raises BpfCompileError, BackendUnavailable."""
+    include = program_directory() / "include"
+    architecture = _ARCHITECTURES.get(platform.machine(), platform.machine())
+    flags = [f"-I{include}", f"-D__TARGET_ARCH_{architecture}", "-Wno-unused-function", "-Wno-macro-redefined"]
+    flags.append("-Wfatal-errors")  # BCC 0.26 crashes on the tree that clang leaves after a second error
+    flags += [f"-D{name}={value}" for name, value in defines.items()]
+    try:
+        return _compiled_with(bcc, text, flags, include / "kernel")
+    except BpfCompileError as first:
+        # A newer BCC may include more headers than ours: the machine's own, where it has them, are the fallback.
+        if "file not found" not in first.message or not Path(f"/lib/modules/{os.uname().release}/build").exists():
+            raise
+        return _compiled_with(bcc, text, flags, None)
+
+
+def _compiled_with(bcc: Any, text: str, flags: list[str], headers: Path | None) -> Any:
+    with _environment("BCC_KERNEL_SOURCE", None if headers is None else str(headers)), _caught_stderr() as caught:
+        try:
+            return bcc.BPF(text=text.encode(), cflags=flags)
+        except Exception as error:  # BCC raises nothing narrower
+            raise _explain(str(error), caught()) from error
+
+
 def show(files: Sequence[str], defines: Mapping[str, int]) -> str:
     """The C that `Programs` would load, with its defines and our headers written out."""
     include = program_directory() / "include"
@@ -266,11 +351,29 @@ def release_compiler_memory() -> None:
         trim(0)
 
 
-def _explain(message: str, output: str) -> BpfCompileError | BackendUnavailable:
+def _verifier_words(output: str) -> list[str]:
+    """Why the verifier refused: what it says after the last instruction that it looked at, and BCC's words on it."""
+    lines = [line.strip() for line in output.splitlines()]
+    ends = next((at for at, line in enumerate(lines) if re.match(r"processed \d+ insns", line)), None)
+    if ends is None:
+        return []
+    said = lines[:ends]
+    last = max(
+        (at for at, line in enumerate(said) if re.match(r"\d+: |from \d+ to |(cur|old) state", line)), default=-1
+    )
+    before = [line for line in said[:last] if line.startswith("infinite loop")]
+    reasons = before + [line for line in said[last + 1 :] if line]
+    return reasons + [line.removeprefix("HINT: ") for line in lines[ends:] if line.startswith("HINT: ")]
+
+
+def _explain(message: str, output: str) -> BpfCompileError | BackendUnavailable | BpfRefused:
     """BCC's bare exception and what it wrote to stderr, as one of our errors."""
     errors = [line for line in output.splitlines() if re.search(r"\b(error|fatal error):", line)]
     if "Failed to compile" in message or errors:
         return BpfCompileError("the BPF programs don't compile:\n" + ("\n".join(errors) or output or message))
+    reasons = _verifier_words(output)
+    if reasons:
+        return BpfRefused("the kernel refuses the program: " + "; ".join(reasons))
     words = [message, *output.strip().splitlines()[-3:]]
     hint = None
     if "Operation not permitted" in message + output and os.geteuid() != 0:

@@ -14,6 +14,7 @@ import click
 
 from tracer import __version__
 from tracer.commands.explain import explain
+from tracer.commands.load import load
 from tracer.commands.probe import probe
 from tracer.commands.services import services
 from tracer.errors import UsageError
@@ -32,6 +33,7 @@ Examples:
   sudo k8snet-trace services                           every Service as the kernel's rules have it
   sudo k8snet-trace explain fastapi/lets-ship-it:http  where a packet would go, rule by rule, and why
   sudo k8snet-trace probe fastapi/lets-ship-it:http    which pod each of 30 new flows reaches
+  sudo k8snet-trace load connects.c                    a BPF program of your own, and what it reports
   k8snet-trace doctor                                  what works on this machine, and what mends the rest
   k8snet-trace completion bash > /etc/bash_completion.d/k8snet-trace
 """
@@ -63,6 +65,7 @@ def cli(context: click.Context, /, **options: Any) -> None:
 cli.add_command(services)
 cli.add_command(explain)
 cli.add_command(probe)
+cli.add_command(load)
 
 
 @cli.command()

@@ -7,6 +7,7 @@
     │   ├── BackendUnavailable      one backend of the live trace can't run here (why, in the message)
     │   └── ToolMissing             a program such as iptables-save is not installed
     ├── BpfCompileError         1   the C did not compile; the message carries file and line
+    ├── BpfRefused          1   the kernel's verifier refused a program; the message carries its words
     ├── FormatError             1   a file can't be read: carries its name and line number
     └── OutputError             1   the output can't be written (disk full, file not writable)
 
@@ -54,6 +55,10 @@ class ToolMissing(MissingError):
 
 class BpfCompileError(K8snetError):
     """The BPF C did not compile; the message holds clang's words with real file names."""
+
+
+class BpfRefused(K8snetError):
+    """The kernel's verifier refused a BPF program; the message holds its words."""
 
 
 class FormatError(K8snetError):
