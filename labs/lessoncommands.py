@@ -110,7 +110,9 @@ Examples:
         """
         walk = _walk(name)
         if lab is not None and walk.course.find(lab).id != walk.lesson.id:
-            raise UsageError(f"{lab} is not the lesson that is open: {walk.lesson.id}", hint=f"k8snet-lab start {lab}")
+            raise UsageError(
+                f"{lab} is not the lesson that is open: {walk.lesson.id}", hint=f"sudo k8snet-lab start {lab}"
+            )
         return _check(walk, output)
 
     @cli.command()
@@ -120,6 +122,7 @@ Examples:
         from labs.engine import tell
 
         walk = _walk(name)
+        _require_root()
         found = walk.hint()
         _print(tell.hint(found, walk.lesson) if found else tell.debrief(walk.lesson))
 

@@ -5,6 +5,7 @@ What belongs here: finding lessons, and what holds between them. What does not: 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Sequence
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
@@ -19,13 +20,15 @@ LESSONS = Path(__file__).parents[1] / "lessons"
 class Course:
     """The lessons in order."""
 
-    def __init__(self, lessons: Sequence[Lesson]) -> None:
+    def __init__(self, directory: Path, lessons: Sequence[Lesson]) -> None:
+        self.directory = directory
         self.lessons = sorted(lessons, key=lambda lesson: lesson.order)
 
     @classmethod
-    def read(cls, directory: Path = LESSONS) -> Course:
-        """All lessons below a directory. Raises LessonError."""
-        return cls([read(path.parent) for path in sorted(directory.glob("*/lab.toml"))])
+    def read(cls, directory: Path | None = None) -> Course:
+        """All lessons below a directory: that of $K8SNET_LAB_LESSONS, or our own. Raises LessonError."""
+        where = directory or Path(os.environ.get("K8SNET_LAB_LESSONS") or LESSONS)
+        return cls(where, [read(path.parent) for path in sorted(where.glob("*/lab.toml"))])
 
     def find(self, text: str) -> Lesson:
         """A lesson by its id, its number, or the beginning of its id. Raises UsageError."""

@@ -29,7 +29,7 @@ from labs.engine.course import Course
 from labs.engine.outcome import Outcome, Result, failed, passed
 from labs.engine.progress import Home, Progress, Session, read_session, write_session
 from labs.engine.spec import HINTS, Kind, Lesson, Step
-from labs.engine.world import Miniature, Ran, World, ran
+from labs.engine.world import BEGIN_ANEW, Blocked, Miniature, Ran, World, ran
 from tracer.errors import K8snetError, MissingError, UsageError
 
 POLL_SECONDS = 0.25
@@ -142,7 +142,7 @@ class Walk:
         Raises UsageError, NotRoot, or K8snetError when the cluster can't be had.
         """
         if on not in lesson.requires.on:
-            raise UsageError(f"{lesson.id} can't run on {on}", hint=f"k8snet-lab start {lesson.id}")
+            raise UsageError(f"{lesson.id} can't run on {on}", hint=f"sudo k8snet-lab start {lesson.id}")
         self.stop()
         if on == "miniature":
             self._start_miniature(lesson)
@@ -152,7 +152,7 @@ class Walk:
                 self._prepare_other(lesson)
             if lesson.requires.records:
                 self.say("live trace")
-                recorder.start(self.home, self.world.kubeconfig, _owner(self._cluster))
+                recorder.start(self.home, self.world.kubeconfig, *_owner(self._cluster))
             self._enter()
         except BaseException:
             self.stop()
@@ -175,7 +175,7 @@ class Walk:
         if not control.up(options, self.say):
             raise UsageError(
                 f"cluster {self._cluster} is up, and no lesson started it",
-                hint="k8snet-lab down, or another --name for the lesson's",
+                hint=f"sudo k8snet-lab down --name {self._cluster}, or another --name for the lesson's",
             )
 
     def _prepare_other(self, lesson: Lesson) -> None:
@@ -186,6 +186,7 @@ class Walk:
         """Close the lesson, and end its cluster; false when none was open. Progress stays."""
         if self._session is None:
             return False
+        recorder.stop(self.home)
         if self._session.world == "miniature":
             from labs.cluster import control
 
@@ -302,6 +303,9 @@ class Walk:
             time.sleep(POLL_SECONDS)
 
     def _look_once(self, step: Step) -> Outcome:
+        missing = self._missing()
+        if missing is not None:
+            return missing
         outcome = self._answered(step)
         for spec in step.checks:
             if not outcome.passed:
@@ -309,18 +313,28 @@ class Walk:
             outcome = check(self.context(step), spec)
         return outcome
 
+    def _missing(self) -> Outcome | None:
+        """What a check can't do without, and is gone."""
+        try:
+            _ = self.world.kubeconfig
+        except Blocked as error:
+            return Outcome(Result.BLOCKED, error.message, look=error.hint or "")
+        if self.lesson.requires.records and not recorder.is_running(self.home):
+            return Outcome(Result.BLOCKED, "the live trace of this lesson has ended", look=BEGIN_ANEW)
+        return None
+
     def _answered(self, step: Step) -> Outcome:
         """Whether the answer that a step asks for was given and is right."""
         given = self._open.answers.get(step.id)
         if step.prediction is not None:
             if given is None:
                 letters = "|".join(step.prediction.choices)
-                return _no_answer("your guess, whatever it is", f"k8snet-lab answer {letters}")
+                return _no_answer("your guess, whatever it is", f"sudo k8snet-lab answer {letters}")
             return passed(f"your guess is kept: {given}")
         if step.question is None:
             return passed("")
         if given is None:
-            return _no_answer(step.question.form, "k8snet-lab answer VALUE")
+            return _no_answer(step.question.form, "sudo k8snet-lab answer VALUE")
         fact = step.question.fact
         try:
             right = facts.expected(self.context(step), fact.name, fact.parameters)
@@ -331,7 +345,10 @@ class Walk:
         if facts.is_right(given, right):
             return passed(f"{given} is right")
         return failed(
-            "wrong-answer", expected=step.question.form, seen=f"your answer {given} is not it", look="k8snet-lab hint"
+            "wrong-answer",
+            expected=step.question.form,
+            seen=f"your answer {given} is not it",
+            look="sudo k8snet-lab hint",
         )
 
     def context(self, step: Step) -> Context:
@@ -421,6 +438,7 @@ class Walk:
                 "PYTHONPATH": ":".join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")))),
                 "KUBECONFIG": str(self.world.kubeconfig),
                 "K8SNET_CLUSTER": self._open.cluster,
+                "K8SNET_LAB_LESSONS": str(self.course.directory),
                 "LESSON": str(self.lesson.directory),
                 "WORKSPACE": str(self.home.workspace(self.lesson.id)),
                 **self.home.environment,
@@ -436,14 +454,14 @@ def _no_answer(form: str, command: str) -> Outcome:
     return failed("no-answer", expected=form, seen="no answer yet", look=command)
 
 
-def _owner(cluster: str) -> int:
-    """The process that a cluster ends with."""
+def _owner(cluster: str) -> tuple[int, str | None]:
+    """The process that a cluster ends with, and the cgroup of all its processes."""
     from labs.cluster.ledger import Ledger
 
-    supervisor = Ledger.read(cluster).supervisor
-    if supervisor is None:
-        raise K8snetError(f"cluster {cluster} has just ended", hint="k8snet-lab reset")
-    return supervisor[0]
+    ledger = Ledger.read(cluster)
+    if ledger.supervisor is None:
+        raise K8snetError(f"cluster {cluster} has just ended", hint=BEGIN_ANEW)
+    return ledger.supervisor[0], ledger.cgroup
 
 
 def _must(done: Ran, what: str) -> None:

@@ -28,12 +28,12 @@ MARKS = {
     Result.BLOCKED: ("!", "yellow"),
 }
 ASKS = {
-    Kind.PREDICT: "Commit to a guess: k8snet-lab answer {letters}",
-    Kind.ANSWER: "Answer with {form}: k8snet-lab answer VALUE",
-    Kind.OBSERVE: "When you have seen it: k8snet-lab check",
-    Kind.CHANGE: "When you have changed it: k8snet-lab check",
-    Kind.FIX: "When you think that it is mended: k8snet-lab check",
-    Kind.WRITE: "Edit {files}, then: k8snet-lab check",
+    Kind.PREDICT: "Commit to a guess: sudo k8snet-lab answer {letters}",
+    Kind.ANSWER: "Answer with {form}: sudo k8snet-lab answer VALUE",
+    Kind.OBSERVE: "When you have seen it: sudo k8snet-lab check",
+    Kind.CHANGE: "When you have changed it: sudo k8snet-lab check",
+    Kind.FIX: "When you think that it is mended: sudo k8snet-lab check",
+    Kind.WRITE: "Edit {files}, then: sudo k8snet-lab check",
 }
 
 

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from tracer.errors import K8snetError, MissingError
 
 RUN_SECONDS = 20.0
+BEGIN_ANEW = "sudo k8snet-lab reset"
 
 
 class Blocked(MissingError):
@@ -88,9 +89,10 @@ class Miniature:
         from labs.cluster import control
 
         try:
+            control.ask(self.name, {"ask": "ready"})  # a cluster that was killed may have left its file behind
             return control.kubeconfig(self.name)
-        except MissingError as error:
-            raise Blocked(error.message, hint=error.hint) from error
+        except control.NotUp as error:
+            raise Blocked(error.message, hint=BEGIN_ANEW) from error
 
     def kubectl(self, *arguments: str, feed: str | None = None) -> Ran:
         env = {**os.environ, "KUBECONFIG": str(self.kubeconfig)}
@@ -115,8 +117,8 @@ class Miniature:
 
         try:
             return control.status(self.name)
-        except MissingError as error:
-            raise Blocked(error.message, hint=error.hint) from error
+        except control.NotUp as error:
+            raise Blocked(error.message, hint=BEGIN_ANEW) from error
 
     @property
     def _pids(self) -> dict[str, int]:

@@ -20,7 +20,9 @@ def file(context: Context, *, name: str, form: str = "text", changed_from: str |
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        return failed("missing", expected=f"the file {path}", seen=str(error.strerror), look="k8snet-lab reset --step")
+        return failed(
+            "missing", expected=f"the file {path}", seen=str(error.strerror), look="sudo k8snet-lab reset --step"
+        )
     if form == "yaml":
         try:
             list(yaml.safe_load_all(text))

@@ -17,7 +17,7 @@ from typing import Any
 
 from labs.engine.checks.context import Context
 from labs.engine.outcome import Outcome, failed, passed
-from labs.engine.world import Blocked
+from labs.engine.world import BEGIN_ANEW, Blocked
 
 ROOM = 160  # columns of a line: a learner should see all of it
 
@@ -30,7 +30,7 @@ def record(context: Context, *, match: Mapping[str, Any], words: str, at_least: 
     Those made since the lesson began count; `anew`: only those since this step did. Reason: not-seen.
     """
     if context.records is None:
-        raise Blocked("this lesson keeps no live trace", hint="k8snet-lab reset")
+        raise Blocked("this lesson keeps no live trace", hint=BEGIN_ANEW)
     found = [one for one in read(context.records, context.since if anew else 0.0) if matches(one, match)]
     if len(found) < at_least:
         seen = f"{len(found)} of {at_least}" if found else "none"

@@ -91,14 +91,32 @@ step_open() {
 [ "${BASH_SOURCE[0]}" != "$0" ] || exec k8snet-lab solve web
 """
 
+MANIFEST = """
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec:
+  clusterIP: 10.96.0.77
+  ports: [{port: 80}]
+"""
+
 WRONG = "#!/bin/bash\n# step: open\n# fails: type\nkubectl label service web type=NodePort\n"
 
 
 def write(
-    directory: Path, *, lab: str = LAB, readme: str = README, solution: str = SOLUTION, wrong: str = WRONG
+    directory: Path,
+    *,
+    lab: str = LAB,
+    readme: str = README,
+    solution: str = SOLUTION,
+    wrong: str = WRONG,
+    manifest: str | None = None,
 ) -> Path:
-    """Write a lesson into a directory, which is made."""
+    """Write a lesson into a directory, which is made. `manifest`: of the start; MANIFEST has what LAB is about."""
     (directory / "wrong").mkdir(parents=True)
+    if manifest is not None:
+        (directory / "manifests").mkdir()
+        (directory / "manifests" / "start.yaml").write_text(manifest)
     (directory / "lab.toml").write_text(lab)
     (directory / "README.md").write_text(readme)
     for path, text in ((directory / "solution.sh", solution), (directory / "wrong" / "label.sh", wrong)):
