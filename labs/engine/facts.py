@@ -61,6 +61,15 @@ def chain(context: Context, *, node: str, to: str, prefix: str) -> Expected:
     return found
 
 
+def backend(context: Context, *, node: str, to: str, position: int = 0) -> Expected:
+    """IP:PORT of a backend of `to` on a node; `position` in the order of the rules: 0 the first, -1 the last."""
+    backends = kernel.explain(context, node, to)["backends"]
+    if not backends:
+        raise K8snetError(f"{to} has no backend on {node}")
+    found = backends[position]
+    return f"[{found['ip']}]:{found['port']}" if ":" in found["ip"] else f"{found['ip']}:{found['port']}"
+
+
 def recorded(context: Context, *, match: Mapping[str, Any], path: str) -> Expected:
     """What dotted key `path` holds in the records of the live trace that `match`; any of them is right."""
     if context.records is None:
@@ -120,6 +129,7 @@ def source_address(context: Context, *, target: str, to: str) -> Expected:
 
 
 FACTS: Mapping[str, Callable[..., Expected]] = {
+    "backend": backend,
     "cable": cable,
     "chain": chain,
     "count": count,

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from labs.engine.checks import counters, files, invariants, kernel, objects, records, traffic
+from labs.engine.checks import counters, files, invariants, kernel, objects, programs, records, traffic
 from labs.engine.checks.context import Context
 from labs.engine.outcome import Outcome, Result, failed
 from labs.engine.spec import Named
@@ -47,6 +47,7 @@ CHECKS: Mapping[str, Check] = {
     "rule": kernel.rule,
     "script": traffic.script,
     "service": objects.service,
+    "shares": programs.shares,
 }
 WORDS = ("reason", "expected", "look")
 

@@ -66,15 +66,16 @@ def conntrack(
     protocol: str = "tcp",
     original: Mapping[str, Any],
     reply: Mapping[str, Any] | None = None,
+    state: str | None = None,
     present: bool = True,
 ) -> Outcome:
     """A node's connection tracking has an entry whose tuples have these values (src, dst, sport, dport), or has none.
 
-    Reasons: no-entry, entry.
+    `state`: TCP's, such as ESTABLISHED. Reasons: no-entry, entry.
     """
-    wanted = {"original": dict(original), "reply": dict(reply or {})}
+    wanted = {"original": dict(original), "reply": dict(reply or {}), "independent": {"state": state} if state else {}}
     found = [entry for entry in entries(context, node, protocol) if _fits(entry, wanted)]
-    words = f"an entry of {protocol} with {_tuples(wanted)}"
+    words = f"an entry of {protocol} with {_tuples(wanted)}{f' in state {state}' if state else ''}"
     look = f"sudo k8snet-lab exec {node} -- conntrack -L -p {protocol}"
     if bool(found) == present:
         return passed(f"{node} has {words}" if present else f"{node} has no such entry")
@@ -87,7 +88,8 @@ Entry = dict[str, dict[str, str]]
 
 
 def entries(context: Context, node: str, protocol: str) -> list[Entry]:
-    """A node's connection-tracking entries: "original" and "reply", each with src, dst, sport, dport.
+    """A node's connection-tracking entries: "original" and "reply", each with src, dst, sport, dport, and
+    "independent" with what is about both, such as state.
 
     Raises K8snetError.
     """
@@ -101,8 +103,7 @@ def entries(context: Context, node: str, protocol: str) -> list[Entry]:
 def _entry(flow: ElementTree.Element) -> Entry:
     found: Entry = {}
     for meta in flow.findall("meta"):
-        if meta.get("direction") in ("original", "reply"):
-            found[meta.attrib["direction"]] = {child.tag: child.text or "" for child in meta.iter() if child.text}
+        found[meta.attrib["direction"]] = {child.tag: child.text or "" for child in meta.iter() if child.text}
     return found
 
 
@@ -119,7 +120,7 @@ def _tuples(entry: Mapping[str, Mapping[str, Any]]) -> str:
     parts = [
         f"{direction} " + " ".join(f"{key}={values[key]}" for key in keys if key in values)
         for direction, values in entry.items()
-        if values
+        if values and direction != "independent"
     ]
     return ", ".join(parts)
 

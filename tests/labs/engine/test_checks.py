@@ -166,7 +166,7 @@ CONNTRACK = """<?xml version="1.0" encoding="utf-8"?>
 <dst>10.96.0.7</dst></layer3><layer4 protonum="6" protoname="tcp"><sport>40000</sport><dport>80</dport></layer4></meta>
 <meta direction="reply"><layer3 protonum="2" protoname="ipv4"><src>10.244.1.5</src><dst>10.244.0.2</dst></layer3>
 <layer4 protonum="6" protoname="tcp"><sport>8080</sport><dport>40000</dport></layer4></meta>
-<meta direction="independent"><timeout>100</timeout></meta></flow></conntrack>"""
+<meta direction="independent"><state>TIME_WAIT</state><timeout>100</timeout></meta></flow></conntrack>"""
 
 
 @pytest.mark.parametrize(
@@ -178,6 +178,8 @@ CONNTRACK = """<?xml version="1.0" encoding="utf-8"?>
         ({"original": {"dst": "10.96.0.7"}, "reply": {"src": "10.96.0.7"}}, "no-entry"),
         ({"original": {"dst": "10.96.0.7"}, "present": False}, "entry"),
         ({"original": {"dst": "10.96.0.8"}, "present": False}, "pass"),
+        ({"original": {"dst": "10.96.0.7"}, "state": "TIME_WAIT"}, "pass"),
+        ({"original": {"dst": "10.96.0.7"}, "state": "ESTABLISHED"}, "no-entry"),
     ],
 )
 def test_conntrack(parameters: dict[str, Any], reason: str) -> None:
@@ -523,6 +525,44 @@ def test_file(tmp_path: Path, text: str | None, parameters: dict[str, Any], reas
     if text is not None:
         (tmp_path / "web.yaml").write_text(text)
     assert result(FakeWorld(), "file", tmp_path, name="web.yaml", **parameters) == reason
+
+
+PORTS = [{"name": "http", "port": 80, "protocol": "TCP"}, {"name": "metrics", "port": 90, "protocol": "TCP"}]
+TWO_PORTS = {**WEB, "spec": {**WEB["spec"], "ports": PORTS}}
+
+
+def two_ports(*endpoints: dict[str, Any]) -> list[dict[str, Any]]:
+    (one,) = slices(*endpoints)
+    return [{**one, "ports": [{"name": "metrics", "port": 9090}, {"name": "http", "port": 8080}]}]
+
+
+@pytest.mark.parametrize(
+    ("printed", "reason"),
+    [
+        (Ran(0, "10.244.0.5:8080 0.500\n10.244.1.5:8080 0.5\n", ""), "pass"),
+        (Ran(0, "looking at 10.96.0.7:80\n10.244.0.5:8080 0.500\n10.244.1.5:8080 0.5\n", ""), "pass"),
+        (Ran(0, "10.244.0.5:8080 0.500\n10.244.1.5:8080 1.000\n", ""), "shares"),
+        (Ran(0, "10.244.0.5:8080 0.500\n", ""), "endpoints"),
+        (Ran(0, "10.244.0.5:8080 0.5\n10.244.1.5:8080 0.5\n10.244.1.5:9090 0.5\n", ""), "endpoints"),
+        (Ran(0, "10.244.0.5:8080 0.3\n10.244.1.5:8080 0.3\n10.244.1.6:8080 0.3\n", ""), "endpoints"),
+        (Ran(0, "", ""), "endpoints"),
+        (Ran(1, "", "Traceback\nKeyError: 'x'\n"), "fails"),
+        (None, "missing"),
+    ],
+)
+def test_shares(tmp_path: Path, printed: Ran | None, reason: str) -> None:
+    if printed is not None:
+        (tmp_path / "chains.py").write_text("print()")
+    objects = {"service default/web": TWO_PORTS, "endpointslices default": two_ports(*READY, UNREADY)}
+    world = FakeWorld(objects, {f"node1: {sys.executable} - 10.96.0.7:80": printed or Ran(0, "", "")})
+    parameters: dict[str, Any] = {"file": "chains.py", "node": "node1", "services": ["default/web:http"]}
+    assert result(world, "shares", tmp_path, **parameters) == reason
+
+
+def test_shares_of_a_service_that_is_not_there_are_no_mistake_of_the_learners(tmp_path: Path) -> None:
+    (tmp_path / "chains.py").write_text("print()")
+    parameters = {"file": "chains.py", "node": "node1", "services": ["default/web:http"]}
+    assert check(context(FakeWorld(), tmp_path), Named("shares", parameters)).result is Result.ERROR
 
 
 def test_invariants() -> None:

@@ -14,6 +14,7 @@ from tracer.errors import K8snetError
 
 PODS = [{"status": {"podIP": "10.244.0.5"}}, {"status": {"podIP": "10.244.1.5"}}]
 STEPS = [{"chain": "KUBE-SERVICES", "rule": "-j KUBE-SVC-A"}, {"chain": "KUBE-SVC-A", "rule": "-j KUBE-SEP-B"}]
+BACKENDS = [{"ip": "10.244.0.5", "port": 8080}, {"ip": "fd00:10:244::5", "port": 8080}]
 LINKS = [{"ifindex": 2, "ifname": "eth0"}, {"ifindex": 7, "ifname": "veth1234"}]
 WORLD = FakeWorld(
     {
@@ -28,7 +29,8 @@ WORLD = FakeWorld(
         "default/client: sh -c curl": prints(
             f"{METRICS.format(inside=1, outside=0)}----\n{METRICS.format(inside=9, outside=0)}"
         ),
-        "node1: k8snet-trace explain": prints({"steps": STEPS}),
+        "node1: k8snet-trace explain": prints({"steps": STEPS, "backends": BACKENDS}),
+        "node2: k8snet-trace explain": prints({"steps": [], "backends": []}),
         "node1: ip -j -d link show dev eth0": prints([{"mtu": 1450}]),
         "default/far: ip -j link show dev eth0": prints([{"ifindex": 2, "ifname": "eth0", "link_index": 7}]),
         "node2: ip -j link show": prints(LINKS),
@@ -49,6 +51,8 @@ WORLD = FakeWorld(
         ("chain", {"node": "node1", "to": "default/web:80", "prefix": "KUBE-SVC-"}, {"KUBE-SVC-A"}),
         ("dns_status", {"name": "web", "server": "10.96.0.10"}, {"NXDOMAIN"}),
         ("dns_queries", {"name": "web"}, {"8"}),
+        ("backend", {"node": "node1", "to": "default/web:80"}, {"10.244.0.5:8080"}),
+        ("backend", {"node": "node1", "to": "default/web:80", "position": -1}, {"[fd00:10:244::5]:8080"}),
         ("link", {"target": "node1", "device": "eth0", "key": "mtu"}, {"1450"}),
         ("route", {"target": "node1", "to": "default"}, {"172.18.0.1"}),
         ("cable", {"pod": "default/far"}, {"veth1234", "veth1234@if2"}),
@@ -64,6 +68,7 @@ def test_facts(name: str, parameters: dict[str, Any], expected: set[str]) -> Non
     [
         ("object", {"kind": "service", "name": "web", "path": "$.spec.nothing"}),
         ("chain", {"node": "node1", "to": "default/web:80", "prefix": "KUBE-XLB-"}),
+        ("backend", {"node": "node2", "to": "default/web:80"}),
         ("route", {"target": "node1", "to": "10.0.0.0/8"}),
         ("dns_status", {"name": "nobody"}),
         ("dns_queries", {"name": "web", "source": "default/nobody"}),
