@@ -248,8 +248,7 @@ def _require_root() -> None:
 def _print(what: Any) -> None:
     from rich.console import Console
 
-    console = Console(highlight=False)
-    console.print(what)
+    Console(highlight=False).print(what, crop=False)  # a command that is longer than a line is still one line
 
 
 class _Status:

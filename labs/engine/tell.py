@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from rich.console import Group, RenderableType
-from rich.markdown import Markdown
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.markdown import CodeBlock, Markdown
 from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -37,20 +37,44 @@ ASKS = {
 }
 
 
+COMMANDS = ("sudo ", "kubectl ", "k8snet-")
+
+
+class _Code(CodeBlock):
+    """A block as it stands: what is longer than the terminal is wide stays one line, so that it can be copied."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for line in str(self.text).rstrip().splitlines():
+            yield _whole_line(f"  {line}", "bold" if line.startswith(("$ ", "> ")) else "")
+
+
+class Prose(Markdown):
+    """Markdown as lessons are written in it."""
+
+    elements = {**Markdown.elements, "fence": _Code, "code_block": _Code}  # noqa: RUF012 - rich's own attribute
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, hyperlinks=False)
+
+
+def _whole_line(line: str, style: str = "") -> Text:
+    return Text(line, style=style, no_wrap=True, overflow="ignore")
+
+
 def opening(lesson: Lesson, number: int) -> RenderableType:
     """What a lesson begins with."""
     title = Text(f"{lesson.order}. {lesson.title}", style="bold")
     title.append(
         f"  {lesson.minutes} minutes, {len(lesson.steps)} steps, lesson {lesson.order} of {number}", style="dim"
     )
-    return Group(title, Text(), Markdown(lesson.introduction))
+    return Group(title, Text(), Prose(lesson.introduction), Text())
 
 
 def step(lesson: Lesson, one: Step, workspace: Path) -> RenderableType:
     """A step's prose, and how to go on."""
     number = lesson.steps.index(one) + 1
     heading = Text(f"Step {number} of {len(lesson.steps)}: {one.title}", style="bold cyan")
-    parts: list[RenderableType] = [heading, Text(), Markdown(lesson.section(one).text), Text()]
+    parts: list[RenderableType] = [heading, Text(), Prose(lesson.section(one).text), Text()]
     if one.prediction is not None:
         parts += [Text(f"  {letter}) {text}") for letter, text in one.prediction.choices.items()] + [Text()]
     ask = ASKS.get(one.kind)
@@ -58,7 +82,7 @@ def step(lesson: Lesson, one: Step, workspace: Path) -> RenderableType:
         letters = "|".join(one.prediction.choices) if one.prediction else ""
         form = one.question.form if one.question else ""
         files = ", ".join(str(workspace / name) for name in one.files)
-        parts.append(Text("→ " + ask.format(letters=letters, form=form, files=files), style="bold"))
+        parts += [Text("→ " + ask.format(letters=letters, form=form, files=files), style="bold"), Text()]
     return Group(*parts)
 
 
@@ -68,18 +92,17 @@ def current(lesson: Lesson, now: Step, workspace: Path) -> RenderableType:
     first = index
     while first and lesson.steps[first - 1].kind is Kind.READ:
         first -= 1
-    return Group(*(Padding(step(lesson, one, workspace), (0, 0, 1, 0)) for one in lesson.steps[first : index + 1]))
+    return Group(*(step(lesson, one, workspace) for one in lesson.steps[first : index + 1]))
 
 
 def whole(lesson: Lesson, number: int, workspace: Path) -> RenderableType:
     """A lesson from its title to its last step."""
-    steps = (Padding(step(lesson, one, workspace), (1, 0, 0, 0)) for one in lesson.steps)
-    return Group(opening(lesson, number), *steps)
+    return Group(opening(lesson, number), *(step(lesson, one, workspace) for one in lesson.steps))
 
 
 def debrief(lesson: Lesson) -> RenderableType:
     """What a lesson ends with."""
-    return Group(Text(f"Lesson {lesson.order} is done.", style="bold green"), Text(), Markdown(lesson.debrief))
+    return Group(Text(f"Lesson {lesson.order} is done.", style="bold green"), Text(), Prose(lesson.debrief))
 
 
 def report(found: Report, progress: Progress, workspace: Path) -> RenderableType:
@@ -107,12 +130,14 @@ def _outcome(lesson: Lesson, one: Step, outcome: Outcome) -> RenderableType:
     else:
         why = "this is a defect of the lesson, not yours" if outcome.result is Result.ERROR else "something is missing"
         details = [(why, outcome.seen), ("look at", outcome.look)]
-    return Group(line, *(Padding(_detail(key, value), (0, 0, 0, 2)) for key, value in details if value))
+    return Group(line, *(_detail(key, value) for key, value in details if value))
 
 
-def _detail(key: str, value: str) -> Text:
-    text = Text(f"{key}: ", style="dim")
-    return text.append(value, style="not dim")
+def _detail(key: str, value: str) -> RenderableType:
+    """One thing found. A command stays one line, so that it can be copied."""
+    if value.startswith(COMMANDS):
+        return _whole_line(f"  {key}: ", "dim").append(value, style="not dim")
+    return Padding(Text(f"{key}: ", style="dim").append(value, style="not dim"), (0, 0, 0, 2))
 
 
 def _told(lesson: Lesson, one: Step, outcome: Outcome, progress: Progress) -> Iterator[RenderableType]:
@@ -137,7 +162,7 @@ def hint(found: Hint, lesson: Lesson) -> RenderableType:
         return Text(
             "There are no more hints. To have this step done for you: sudo k8snet-lab solve --step", style="bold"
         )
-    return Group(Text(f"Hint {found.level} of {HINTS}:", style="bold"), Markdown(found.text))
+    return Group(Text(f"Hint {found.level} of {HINTS}:", style="bold"), Prose(found.text))
 
 
 def course(lessons: Course, progress: Progress, done: Collection[str], opened: str | None) -> RenderableType:
