@@ -15,9 +15,10 @@ import jsonpath
 
 from labs.engine.checks import kernel, records, traffic
 from labs.engine.checks.context import Context
+from labs.engine.checks.counters import endpoint_of_chains
 from labs.engine.checks.objects import ready_addresses
 from labs.engine.world import get
-from tracer.errors import K8snetError
+from tracer.errors import K8snetError, MissingError
 
 Expected = str | set[str]
 
@@ -59,6 +60,32 @@ def chain(context: Context, *, node: str, to: str, prefix: str) -> Expected:
     if not found:
         raise K8snetError(f"no chain {prefix}… on the way to {to} on {node}")
     return found
+
+
+def probability(context: Context, *, node: str, to: str, number: int) -> Expected:
+    """What the rules of iptables on a node say in the `number`th choice by chance of an endpoint for `to`."""
+    rules = [str(step.get("rule") or "") for step in kernel.explain(context, node, to)["steps"]]
+    found = [match[1] for rule in rules if (match := re.search(r"--probability (\S+)", rule))]
+    if len(found) < number:
+        raise MissingError(
+            f"the rules of {node} for {to} leave only {len(found)} choices to chance",
+            hint="kubectl get endpointslices -A",
+        )
+    return found[number - 1]
+
+
+def remembered(context: Context, *, node: str, client: str, service: str, namespace: str = "default") -> Expected:
+    """The endpoint with which session affinity keeps a pod, by the lists of the kernel's match `recent` on a node."""
+    ip = get(context.world, "pod", client.partition("/")[2], client.partition("/")[0])["status"]["podIP"]
+    chains = endpoint_of_chains(context, node, namespace, service)
+    ran = context.world.run(node, "grep", "-rH", "^src=", "/proc/net/xt_recent/")
+    lists = re.findall(r"/(KUBE-SEP-[^/:]+):src=(\S+)", ran.out)
+    endpoints = {chains[chain] for chain, address in lists if address == ip and chain in chains}
+    if not endpoints:
+        raise MissingError(
+            f"{node} remembers no endpoint for {client}", hint="call the Service from there, then answer"
+        )
+    return endpoints | {endpoint.rpartition(":")[0] for endpoint in endpoints}
 
 
 def backend(context: Context, *, node: str, to: str, position: int = 0) -> Expected:
@@ -139,7 +166,9 @@ FACTS: Mapping[str, Callable[..., Expected]] = {
     "object": object_,
     "objects": objects,
     "ready_endpoints": ready_endpoints,
+    "probability": probability,
     "recorded": recorded,
+    "remembered": remembered,
     "route": route,
     "source_address": source_address,
 }

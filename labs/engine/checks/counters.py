@@ -3,7 +3,7 @@
 The nat table sees the first packet of a flow only, so its counters count flows. They begin anew when kube-proxy writes
 a Service's rules again. In iptables mode only, whichever iptables it is.
 
-What belongs here: reading counters. What does not: making flows (`traffic`).
+What belongs here: reading these rules and their counters. What does not: making flows (`traffic`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tracer.errors import K8snetError
 
 # iptables-save -c: [packets:bytes] -A KUBE-SEP-… --comment "NAMESPACE/NAME:PORT" … -j DNAT --to-destination IP:PORT
 _DNAT = re.compile(
-    r'\[(?P<count>\d+):\d+\] -A KUBE-SEP-.* --comment "?(?P<service>[^ :"]+)(:[^ "]*)?"? .*'
+    r'\[(?P<count>\d+):\d+\] -A (?P<chain>KUBE-SEP-\S+) .*--comment "?(?P<service>[^ :"]+)(:[^ "]*)?"? .*'
     r"-j DNAT .*--to-destination (?P<endpoint>\S+)"
 )
 
@@ -48,12 +48,20 @@ def flows(
 
 def counted(context: Context, node: str, namespace: str, service: str) -> dict[str, int]:
     """Endpoint (IP:PORT) of a Service -> how many new flows the node's rules have sent there. Raises K8snetError."""
+    found: dict[str, int] = {}
+    for rule in _rules(context, node, namespace, service):
+        found[rule["endpoint"]] = found.get(rule["endpoint"], 0) + int(rule["count"])
+    return found
+
+
+def endpoint_of_chains(context: Context, node: str, namespace: str, service: str) -> dict[str, str]:
+    """Chain KUBE-SEP-… of a Service on a node -> its endpoint, IP:PORT. Raises K8snetError."""
+    return {rule["chain"]: rule["endpoint"] for rule in _rules(context, node, namespace, service)}
+
+
+def _rules(context: Context, node: str, namespace: str, service: str) -> list[re.Match[str]]:
     ran = context.world.run(node, "iptables-save", "-c", "-t", "nat")
     if ran.code != 0:
         raise K8snetError(f"iptables-save on {node}: {ran.err.strip()}")
-    found: dict[str, int] = {}
-    for line in ran.out.splitlines():
-        rule = _DNAT.match(line)
-        if rule is not None and rule["service"] == f"{namespace}/{service}":
-            found[rule["endpoint"]] = found.get(rule["endpoint"], 0) + int(rule["count"])
-    return found
+    rules = (_DNAT.match(line) for line in ran.out.splitlines())
+    return [rule for rule in rules if rule is not None and rule["service"] == f"{namespace}/{service}"]

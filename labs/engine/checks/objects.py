@@ -193,6 +193,12 @@ def _created(pod: dict[str, Any]) -> float:
     return datetime.fromisoformat(pod["metadata"]["creationTimestamp"]).timestamp()
 
 
+def endpoint_addresses(context: Context, name: str, namespace: str) -> list[str]:
+    """The addresses of the ready endpoints of a Service, in order."""
+    selector = f"kubernetes.io/service-name={name}"
+    return sorted(ready_addresses(get(context.world, "endpointslices", None, namespace, selector)))
+
+
 def service_address(context: Context, name: str, namespace: str) -> str:
     """A Service's ClusterIP. Raises UsageError when it has none."""
     found = get(context.world, "service", name, namespace)

@@ -17,7 +17,7 @@ import yaml
 
 from labs.engine.checks.context import Context
 from labs.engine.checks.counters import counted
-from labs.engine.checks.objects import with_addresses
+from labs.engine.checks.objects import endpoint_addresses, with_addresses
 from labs.engine.outcome import Outcome, failed, passed
 from labs.engine.world import get
 from tracer.errors import K8snetError
@@ -36,11 +36,13 @@ def dns(
     type: str = "A",
     status: str = "NOERROR",
     answers: Sequence[str] | None = None,
+    endpoints_of: str | None = None,
     server: str | None = None,
     search: bool = True,
 ) -> Outcome:
     """A name, asked by `source` as its resolv.conf says (`search`), is answered with this status, these addresses.
 
+    `endpoints_of`: the addresses of the ready endpoints of a Service, NAMESPACE/NAME, are these addresses.
     Reasons: no-answer, status, answers.
     """
     look = f"sudo k8snet-lab exec {source} -- dig {'+search ' if search else ''}{name} {type}"
@@ -51,6 +53,9 @@ def dns(
     if message["status"] != status:
         return failed("status", expected=expected, seen=message["status"], look=look)
     found = [text.split()[-1] for text in message.get("ANSWER_SECTION", ())]
+    if endpoints_of is not None:
+        namespace, _, service = endpoints_of.partition("/")
+        answers = endpoint_addresses(context, service, namespace)
     if answers is not None and sorted(found) != sorted(answers):
         expected = f"{name} to be {', '.join(sorted(answers))}"
         return failed("answers", expected=expected, seen=", ".join(sorted(found)) or "nothing", look=look)

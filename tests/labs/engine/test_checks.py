@@ -287,6 +287,20 @@ def test_dns(printed: str, parameters: dict[str, Any], reason: str) -> None:
     assert result(world, "dns", name="web", **parameters) == reason
 
 
+@pytest.mark.parametrize(
+    ("endpoints", "reason"),
+    [
+        ([{"addresses": ["10.96.0.7"], "conditions": {"ready": True}}, UNREADY], "pass"),
+        ([{"addresses": ["10.96.0.7"], "conditions": {"ready": True}}, *READY], "answers"),
+        ([UNREADY], "answers"),
+    ],
+)
+def test_dns_of_endpoints(endpoints: list[dict[str, Any]], reason: str) -> None:
+    answer = prints(ANSWER.format(status="NOERROR"))
+    world = FakeWorld({"endpointslices default": slices(*endpoints)}, {"default/client: dig": answer})
+    assert result(world, "dns", name="web", endpoints_of="default/web") == reason
+
+
 KUBE_DNS = {"subsets": [{"addresses": [{"ip": "10.244.0.4"}, {"ip": "10.244.1.4"}]}]}
 METRICS = """\
 # TYPE coredns_dns_requests_total counter

@@ -9,13 +9,21 @@ import pytest
 from labs.engine import facts
 from labs.engine.world import Ran
 from tests.labs.engine.fake import FakeWorld, context, prints
-from tests.labs.engine.test_checks import ANSWER, FAR, KUBE_DNS, METRICS, READY, UNREADY, WEB, slices
-from tracer.errors import K8snetError
+from tests.labs.engine.test_checks import ANSWER, FAR, KUBE_DNS, METRICS, READY, UNREADY, WEB, dnat, slices
+from tracer.errors import K8snetError, MissingError
 
 PODS = [{"status": {"podIP": "10.244.0.5"}}, {"status": {"podIP": "10.244.1.5"}}]
 STEPS = [{"chain": "KUBE-SERVICES", "rule": "-j KUBE-SVC-A"}, {"chain": "KUBE-SVC-A", "rule": "-j KUBE-SEP-B"}]
 BACKENDS = [{"ip": "10.244.0.5", "port": 8080}, {"ip": "fd00:10:244::5", "port": 8080}]
 LINKS = [{"ifindex": 2, "ifname": "eth0"}, {"ifindex": 7, "ifname": "veth1234"}]
+BY_CHANCE = [
+    {
+        "chain": "KUBE-SVC-A",
+        "rule": f"-A KUBE-SVC-A -m statistic --mode random --probability {chance} -j KUBE-SEP-{chance}",
+    }
+    for chance in ("0.33333333349", "0.50000000000")
+]
+RECENT = "/proc/net/xt_recent/KUBE-SEP-X:src={ip} ttl: 64 last_seen: 4295376505 oldest_pkt: 1 4295376505\n"
 WORLD = FakeWorld(
     {
         "service default/web": WEB,
@@ -29,6 +37,13 @@ WORLD = FakeWorld(
         "default/client: sh -c curl": prints(
             f"{METRICS.format(inside=1, outside=0)}----\n{METRICS.format(inside=9, outside=0)}"
         ),
+        "node1: k8snet-trace explain default/by-chance": prints({"steps": [*STEPS, *BY_CHANCE]}),
+        "node1: iptables-save -c -t nat": prints(dnat(3, "10.244.1.5:80")),
+        "node1: grep -rH ^src= /proc/net/xt_recent/": prints(
+            RECENT.format(ip="10.244.1.5") + RECENT.format(ip="10.244.0.9").replace("-X", "-OTHER")
+        ),
+        "node2: iptables-save -c -t nat": prints(dnat(3, "10.244.1.5:80")),
+        "node2: grep -rH": Ran(1, "", ""),
         "node1: k8snet-trace explain": prints({"steps": STEPS, "backends": BACKENDS}),
         "node2: k8snet-trace explain": prints({"steps": [], "backends": []}),
         "node1: ip -j -d link show dev eth0": prints([{"mtu": 1450}]),
@@ -49,6 +64,8 @@ WORLD = FakeWorld(
         ("count", {"kind": "pods"}, {"2"}),
         ("ready_endpoints", {"service": "web"}, {"2"}),
         ("chain", {"node": "node1", "to": "default/web:80", "prefix": "KUBE-SVC-"}, {"KUBE-SVC-A"}),
+        ("probability", {"node": "node1", "to": "default/by-chance:80", "number": 2}, {"0.50000000000"}),
+        ("remembered", {"node": "node1", "client": "default/far", "service": "web"}, {"10.244.1.5:80", "10.244.1.5"}),
         ("dns_status", {"name": "web", "server": "10.96.0.10"}, {"NXDOMAIN"}),
         ("dns_queries", {"name": "web"}, {"8"}),
         ("backend", {"node": "node1", "to": "default/web:80"}, {"10.244.0.5:8080"}),
@@ -107,3 +124,16 @@ def test_a_command_that_fails_is_no_fact() -> None:
     world = FakeWorld(commands={"node1: ip": Ran(1, "", "no such device")})
     with pytest.raises(K8snetError, match="no such device"):
         facts.expected(context(world), "link", {"target": "node1", "device": "eth9", "key": "mtu"})
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("probability", {"node": "node1", "to": "default/by-chance:80", "number": 3}),
+        ("remembered", {"node": "node2", "client": "default/far", "service": "web"}),
+        ("remembered", {"node": "node1", "client": "default/far", "service": "other"}),
+    ],
+)
+def test_what_the_learner_has_still_to_bring_about_is_missing(name: str, parameters: dict[str, Any]) -> None:
+    with pytest.raises(MissingError):
+        facts.expected(context(WORLD), name, parameters)
