@@ -112,9 +112,10 @@ def _print(
     layouts = {name: Layout(fields) for name, fields in program.buffers.items()}
     out = writer(stop)
     ends = None if duration is None else time.monotonic() + duration
-    left = count
-    while not stop() and left != 0 and (ends is None or time.monotonic() < ends):
-        for buffer, data in program.read(POLL_SECONDS)[:left]:
+    left, more = count, True
+    while more and left != 0:
+        more = not stop() and (ends is None or time.monotonic() < ends)  # what was written before the end is told, too
+        for buffer, data in program.read(POLL_SECONDS if more else 0)[:left]:
             now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
             values = layouts[buffer].decode(data)
             document = json.dumps({"time": now, "buffer": buffer, "fields": values})

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from labs.engine.checks import counters, files, invariants, kernel, objects, programs, records, traffic
+from labs.engine.checks import bpfprogram, counters, files, invariants, kernel, objects, programs, records, traffic
 from labs.engine.checks.context import Context
 from labs.engine.outcome import Outcome, Result, failed
 from labs.engine.spec import Named
@@ -29,6 +29,7 @@ Check = Callable[..., Outcome]
 
 CHECKS: Mapping[str, Check] = {
     "bpf_map": kernel.bpf_map,
+    "bpf_program": bpfprogram.bpf_program,
     "conntrack": kernel.conntrack,
     "dns": traffic.dns,
     "endpoint": objects.endpoint,
