@@ -48,7 +48,7 @@ def _run(options: argparse.Namespace) -> tuple[list[matrix.Row], list[str]]:
     rows: list[matrix.Row] = []
     shortfall: list[str] = []
     if not options.guests_only:
-        rows.append(_here(options.tests))
+        rows.append(_here(options.tests, options.here))
         shortfall += rows[0].shortfall(REQUIRED_HERE)
     running: list[guest.Guest] = []
     with ThreadPoolExecutor() as pool:
@@ -69,6 +69,12 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--kernel", action="append", choices=list(kernels.SERIES), help="only this series (repeatable)")
     parser.add_argument("--guests-only", action="store_true", help="leave this machine's own kernel out")
+    parser.add_argument(
+        "--here",
+        type=Path,
+        metavar="REPORT",
+        help="what `scripts/test --junitxml=REPORT` wrote: not run here once more",
+    )
     parser.add_argument("--kvm", action="store_true", help="hardware virtualisation: ten times as fast, where it works")
     parser.add_argument(
         "--limit", type=float, default=4200, help="seconds until a guest is ended (default %(default)s)"
@@ -82,10 +88,16 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _here(tests: list[str]) -> matrix.Row:
-    """The tests on this machine's own kernel."""
+def _here(tests: list[str], known: Path | None) -> matrix.Row:
+    """The tests on this machine's own kernel; `known`: a report of them that there is already."""
     row = matrix.Row(f"{platform.release()} (this machine)")
     print(f"vmtest: {row.kernel}", flush=True)
+    if known is not None:
+        if known.exists():
+            row.add_report(known, tests)
+        else:
+            row.error = f"there is no report {known}"
+        return row
     report = CACHE / "results" / "here" / "junit.xml"
     report.parent.mkdir(parents=True, exist_ok=True)
     report.unlink(missing_ok=True)

@@ -41,10 +41,13 @@ class Row:
     other: Cell = field(default_factory=Cell)
     error: str | None = None
 
-    def add_report(self, path: Path) -> None:
-        """Count every test case of a JUnit report."""
+    def add_report(self, path: Path, tests: Iterable[str] | None = None) -> None:
+        """Count the test cases of a JUnit report: all of them, or those of some files or directories."""
+        modules = None if tests is None else [test.removesuffix(".py").replace("/", ".") for test in tests]
         for case in ElementTree.parse(path).iter("testcase"):
-            self._add(case)
+            name = f"{case.get('classname', '')}."
+            if modules is None or any(name.startswith(f"{module}.") for module in modules):
+                self._add(case)
 
     def _add(self, case: ElementTree.Element) -> None:
         names = {item.get("name"): item.get("value") for item in case.iter("property")}

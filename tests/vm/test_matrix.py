@@ -10,9 +10,9 @@ from tests.needs import BACKENDS
 from tests.vm import matrix
 
 
-def case(backend: str | None, outcome: str = "") -> str:
+def case(backend: str | None, outcome: str = "", module: str = "tests.kernel.test_nat") -> str:
     properties = f'<properties><property name="backend" value="{backend}"/></properties>' if backend else ""
-    return f'<testcase name="t">{properties}{f"<{outcome}/>" if outcome else ""}</testcase>'
+    return f'<testcase classname="{module}" name="t">{properties}{f"<{outcome}/>" if outcome else ""}</testcase>'
 
 
 @pytest.fixture
@@ -68,3 +68,18 @@ def test_table_has_a_line_for_each_kernel_and_aligned_columns(row: matrix.Row) -
     assert head.split() == ["kernel", *BACKENDS, "other"]
     assert first.index("2 passed") == head.index("tracepoint")
     assert first.index("FAILED") == second.index("did not boot") == head.index("fentry")
+
+
+def test_of_a_report_of_all_tests_only_the_wanted_ones_count(tmp_path: Path) -> None:
+    report = tmp_path / "junit.xml"
+    modules = (
+        "tests.kernel.test_nat",
+        "tests.kernel_more.test_x",
+        "tests.tracer.source.test_conntrack",
+        "tests.labs.test_x",
+    )
+    cases = "".join(case("tracepoint", module=module) for module in modules)
+    report.write_text(f"<testsuites><testsuite>{cases}</testsuite></testsuites>")
+    row = matrix.Row("6.18")
+    row.add_report(report, ["tests/kernel", "tests/tracer/source/test_conntrack.py"])
+    assert row.cells["tracepoint"].passed == 2
