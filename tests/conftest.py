@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -26,8 +27,13 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave `vm` tests out where there is no guest, and say in the JUnit report which backend a test is about."""
+    """Leave `vm` tests out where there is no guest, mark those that run alone, and say in the JUnit report which
+    backend a test is about.
+    """
+    alone = tuple(Path(__file__).parent / name for name in needs.ALONE)
     for item in items:
+        if any(item.path.is_relative_to(path) for path in alone):
+            item.add_marker("alone")
         backend = _backend(item)
         if backend is not None:
             item.user_properties.append(("backend", backend))

@@ -15,6 +15,25 @@ from dataclasses import dataclass
 
 BACKENDS = ("fentry", "kprobe", "tracepoint", "conntrack")
 _BPF_MAP_TYPE_ARRAY = 2
+# Files and directories whose tests measure time, or compare the machine before and after: scripts/test runs nothing
+# beside them.
+ALONE = (
+    "cli/test_rules_speed.py",
+    "cli/test_services_watch.py",
+    "cli/test_trace_live.py",
+    "cli/test_trace_terminal.py",
+    "kernel",
+    "labs/bench/test_bench_live.py",
+    "labs/cluster/test_bad_days.py",
+    "labs/cluster/test_ebpf_datapath.py",
+    "labs/cluster/test_lifecycle.py",
+    "labs/cluster/test_machine.py",
+    "labs/cluster/test_many_services.py",
+    "labs/cluster/test_recovery.py",
+    "labs/cluster/test_supervisor_death.py",
+    "tracer/source",
+    "whole",
+)
 
 
 @dataclass(frozen=True)

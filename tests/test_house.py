@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import needs
+
 PROJECT = Path(__file__).parents[1]
 PACKAGES = ("tracer", "labs")
 MODULES = sorted(path for package in PACKAGES for path in (PROJECT / package).rglob("*.py"))
@@ -170,3 +172,7 @@ def test_messages_in_the_troubleshooting_table_are_messages_of_the_code() -> Non
     variable = r"…|\bN\b|fentry|EPERM|k8snet\b|apt-get|/usr/local/bin/k8snet-trace|iptables"
     pieces = [piece.strip(" :") for row in rows for piece in re.split(variable, row)]
     assert [piece for piece in pieces if len(piece) > 3 and piece not in sources] == []
+
+
+def test_the_tests_that_run_alone_are_there() -> None:
+    assert [name for name in needs.ALONE if not (PROJECT / "tests" / name).exists()] == []
