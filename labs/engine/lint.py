@@ -92,9 +92,8 @@ def _wrong(lesson: Lesson) -> Iterator[str]:
 
 def _hints(lesson: Lesson) -> Iterator[str]:
     """No hint may hold a command line of the solution."""
-    solutions = _bodies(lesson)
     for step in lesson.steps:
-        lines = solutions.get(step.id.replace("-", "_"), [])
+        lines = [" ".join(line.split()) for line in lesson.solution_of(step).splitlines() if line.strip()]
         for number, hint in enumerate(step.hints, 1):
             shared = next(
                 (line for line in lines if len(line) >= LONGEST_SHARED and line in " ".join(hint.split())), None
@@ -103,15 +102,6 @@ def _hints(lesson: Lesson) -> Iterator[str]:
                 yield f"step {step.id}: hint {number} holds the solution: {shared!r}"
         if step.is_graded and len(set(step.hints)) != len(step.hints):
             yield f"step {step.id}: two hints say the same"
-
-
-def _bodies(lesson: Lesson) -> dict[str, list[str]]:
-    """Function -> its lines, of solution.sh."""
-    if not lesson.solution.is_file():
-        return {}
-    text = lesson.solution.read_text(encoding="utf-8")
-    found = re.findall(r"^step_(\w+)\(\) \{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL)
-    return {name: [" ".join(line.split()) for line in body.splitlines() if line.strip()] for name, body in found}
 
 
 def _prose(lesson: Lesson) -> Iterator[str]:

@@ -15,6 +15,7 @@ to each other (`labs.engine.course`).
 from __future__ import annotations
 
 import re
+import textwrap
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -173,6 +174,16 @@ class Lesson:
     def solution(self) -> Path:
         """The script that solves a step, given as its argument."""
         return self.directory / "solution.sh"
+
+    def solution_of(self, step: Step) -> str:
+        """What the solution does in a step: the lines of its function; "" when it has none."""
+        try:
+            text = self.solution.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return ""
+        name = step.id.replace("-", "_")
+        found = re.search(rf"^step_{name}\(\) \{{\n(.*?)^\}}", text, re.MULTILINE | re.DOTALL)
+        return textwrap.dedent(found[1]).strip() if found else ""
 
     @property
     def wrong(self) -> list[Wrong]:

@@ -16,6 +16,8 @@ def test_a_lesson_is_read(tmp_path: Path) -> None:
     assert [step.kind for step in lesson.steps] == [Kind.PREDICT, Kind.READ, Kind.ANSWER, Kind.CHANGE]
     assert [step.is_graded for step in lesson.steps] == [False, False, True, True]
     find, open_ = lesson.step("find"), lesson.step("open")
+    assert lesson.solution_of(open_) == """kubectl patch service web -p '{"spec":{"type":"NodePort"}}'"""
+    assert lesson.solution_of(lesson.step("look")) == ""
     assert find.question is not None
     assert (find.question.fact.name, find.question.form) == ("object", "an IP address")
     assert dict(find.question.fact.parameters) == {"kind": "service", "name": "web", "path": "$.spec.clusterIP"}
