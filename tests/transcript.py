@@ -26,8 +26,8 @@ COLUMNS = 100
 SECONDS = 60.0
 HEAD = """# A lesson, from its first command to its last
 
-What a learner sees in the lesson "{title}". This page is made by `scripts/transcript`, which walks through the lesson: nothing
-here is written by hand, but for this paragraph. What the learner typed stands after `$`.
+What a learner sees in the lesson "{title}". `scripts/transcript` makes this page by walking through the lesson, so nothing
+here but this paragraph is written by hand. What the learner typed stands after `$`.
 
 """
 
@@ -82,16 +82,17 @@ def write(lesson_id: str) -> str:
 
 def _walk_through(walk: Walk, screen: Screen) -> None:
     walk.reload()
-    tried = False
+    tried, steps = False, walk.lesson.steps
+    typed = 0  # steps whose blocks have been typed
     while (step := walk.step) is not None:
-        for block in walk.lesson.section(step).blocks:
-            for command in block.commands:
-                screen.type(command.text)
         if step.is_graded and step.question is None and not tried:
-            screen.type("sudo k8snet-lab check")
-            screen.type("sudo k8snet-lab hint")
-            screen.type("sudo k8snet-lab hint")
+            for command in ("check", "hint", "hint"):
+                screen.type(f"sudo k8snet-lab {command}")
             tried = True
+        for one in steps[typed : steps.index(step) + 1]:
+            for text in (command.text for block in walk.lesson.section(one).blocks for command in block.commands):
+                screen.type(text)
+        typed = steps.index(step) + 1
         _do(walk, step, screen)
         walk.reload()
         if walk.step is step:
