@@ -26,8 +26,8 @@ COLUMNS = 100
 SECONDS = 60.0
 HEAD = """# A lesson, from its first command to its last
 
-What a learner sees in the lesson "{title}". `scripts/transcript` makes this page by walking through the lesson, so nothing but
-this paragraph is written by hand. What the learner typed stands after `$`.
+What a learner sees in the lesson "{title}". `scripts/transcript` made this page by walking through the lesson: only
+this paragraph was written by hand. What the learner typed stands after `$`.
 
 """
 
