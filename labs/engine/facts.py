@@ -97,6 +97,14 @@ def backend(context: Context, *, node: str, to: str, position: int = 0) -> Expec
     return f"[{found['ip']}]:{found['port']}" if ":" in found["ip"] else f"{found['ip']}:{found['port']}"
 
 
+def position(context: Context, *, node: str, to: str, chain: str) -> Expected:
+    """The place in a chain of the rule that takes a packet to `to` on a node, counted from 1."""
+    for step in kernel.explain(context, node, to)["steps"]:
+        if step["chain"] == chain:
+            return str(step["rule"])
+    raise K8snetError(f"no rule of {chain} on {node} takes a packet to {to}")
+
+
 def recorded(context: Context, *, match: Mapping[str, Any], path: str) -> Expected:
     """What dotted key `path` holds in the records of the live trace that `match`; any of them is right."""
     if context.records is None:
@@ -165,6 +173,7 @@ FACTS: Mapping[str, Callable[..., Expected]] = {
     "link": link,
     "object": object_,
     "objects": objects,
+    "position": position,
     "ready_endpoints": ready_endpoints,
     "probability": probability,
     "recorded": recorded,

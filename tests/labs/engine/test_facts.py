@@ -13,7 +13,10 @@ from tests.labs.engine.test_checks import ANSWER, FAR, KUBE_DNS, METRICS, READY,
 from tracer.errors import K8snetError, MissingError
 
 PODS = [{"status": {"podIP": "10.244.0.5"}}, {"status": {"podIP": "10.244.1.5"}}]
-STEPS = [{"chain": "KUBE-SERVICES", "rule": "-j KUBE-SVC-A"}, {"chain": "KUBE-SVC-A", "rule": "-j KUBE-SEP-B"}]
+STEPS = [
+    {"chain": "KUBE-SERVICES", "rule": 7, "text": "-j KUBE-SVC-A"},
+    {"chain": "KUBE-SVC-A", "rule": 1, "text": "-j KUBE-SEP-B"},
+]
 BACKENDS = [{"ip": "10.244.0.5", "port": 8080}, {"ip": "fd00:10:244::5", "port": 8080}]
 LINKS = [{"ifindex": 2, "ifname": "eth0"}, {"ifindex": 7, "ifname": "veth1234"}]
 BY_CHANCE = [
@@ -70,6 +73,7 @@ WORLD = FakeWorld(
         ("dns_queries", {"name": "web"}, {"8"}),
         ("backend", {"node": "node1", "to": "default/web:80"}, {"10.244.0.5:8080"}),
         ("backend", {"node": "node1", "to": "default/web:80", "position": -1}, {"[fd00:10:244::5]:8080"}),
+        ("position", {"node": "node1", "to": "default/web:80", "chain": "KUBE-SERVICES"}, {"7"}),
         ("link", {"target": "node1", "device": "eth0", "key": "mtu"}, {"1450"}),
         ("route", {"target": "node1", "to": "default"}, {"172.18.0.1"}),
         ("cable", {"pod": "default/far"}, {"veth1234", "veth1234@if2"}),
@@ -86,6 +90,7 @@ def test_facts(name: str, parameters: dict[str, Any], expected: set[str]) -> Non
         ("object", {"kind": "service", "name": "web", "path": "$.spec.nothing"}),
         ("chain", {"node": "node1", "to": "default/web:80", "prefix": "KUBE-XLB-"}),
         ("backend", {"node": "node2", "to": "default/web:80"}),
+        ("position", {"node": "node1", "to": "default/web:80", "chain": "KUBE-NODEPORTS"}),
         ("route", {"target": "node1", "to": "10.0.0.0/8"}),
         ("dns_status", {"name": "nobody"}),
         ("dns_queries", {"name": "web", "source": "default/nobody"}),
