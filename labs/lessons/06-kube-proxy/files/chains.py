@@ -1,6 +1,6 @@
 """The endpoints of Services, and the share of new connections that each gets, as the rules of a node have them.
 
-    sudo k8snet-lab python node1 chains.py IP:PORT...
+Arguments: ClusterIP:PORT of each Service.
 """
 
 import sys
@@ -18,9 +18,8 @@ def service_chain(ip, port):
 
 def endpoint(chain):
     """What the DNAT rule of a KUBE-SEP chain writes into a packet."""
-    for rule in dump_chain("nat", chain):
-        if "DNAT" in rule["target"]:
-            return rule["target"]["DNAT"]["to-destination"]
+    (found,) = (rule["target"]["DNAT"] for rule in dump_chain("nat", chain) if "DNAT" in rule["target"])
+    return found["to-destination"]
 
 
 for service in sys.argv[1:]:
