@@ -27,7 +27,7 @@ from labs.engine.outcome import Result
 from labs.engine.progress import Home
 from labs.engine.prose import Block, Command
 from labs.engine.session import SOLVED_WITHIN, Walk
-from labs.engine.spec import Lesson, Step, Wrong
+from labs.engine.spec import Kind, Lesson, Step, Wrong
 from labs.engine.world import get
 from tracer.errors import K8snetError
 
@@ -47,10 +47,19 @@ def rehearse(lesson: Lesson, course: Course, say: Say = lambda _: None) -> list[
         again = _state(walk)
         found += [f"{lesson.id}: reset: {text}" for text in _changes(fresh, again)]
         found += _solved(walk, say)
-        for wrong in lesson.wrong:
-            say(f"{lesson.id}: wrong/{wrong.path.name}")
-            found += _wrong(walk, wrong)
-        return found
+        return [*found, *wrong_answers(walk, say)]
+
+
+def wrong_answers(walk: Walk, say: Say = lambda _: None) -> Iterator[str]:
+    """Try each wrong answer, in the order of their steps, on a fresh cluster, or one that has only been asked."""
+    lesson = walk.lesson
+    is_fresh = False
+    for wrong in sorted(lesson.wrong, key=lambda one: lesson.steps.index(lesson.step(one.step))):
+        say(f"{lesson.id}: wrong/{wrong.path.name}")
+        if not is_fresh:
+            walk.reset()
+        yield from _wrong(walk, wrong)
+        is_fresh = lesson.step(wrong.step).kind is Kind.ANSWER  # a wrong word changes nothing
 
 
 @contextmanager
@@ -120,7 +129,6 @@ def _wrong(walk: Walk, wrong: Wrong) -> Iterator[str]:
     """A wrong answer in its step must fail for its reason."""
     lesson = walk.lesson
     name = f"{lesson.id}: wrong/{wrong.path.name}"
-    walk.reset()
     while (step := walk.step) is not None and step.id != wrong.step:
         walk.perform(step)
         problem = _pass(walk, step)

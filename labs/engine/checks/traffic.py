@@ -71,9 +71,9 @@ def ask(
 
 
 def _message(text: str) -> dict[str, Any] | None:
-    """The answer in what `dig +yaml` prints; None when there is none."""
+    """The answer in what `dig +yaml` prints, beside lines for people; None when there is none."""
     try:
-        document = yaml.safe_load(text)
+        document = yaml.safe_load("".join(line for line in text.splitlines(keepends=True) if not line.startswith(";")))
     except yaml.YAMLError as error:
         raise K8snetError(f"dig: {text[:200]!r}") from error
     for one in document if isinstance(document, list) else ():

@@ -270,6 +270,17 @@ ANSWER = """-
 """
 
 
+DIG_ERROR = """\
+;; communications error to 10.96.0.10#53: connection refused
+
+; <<>> DiG 9.18.49-1~deb12u3-Debian <<>> web A +search +yaml +time=2 +tries=1
+;; global options: +cmd
+- type: DIG_ERROR
+  message: |
+    no servers could be reached
+"""
+
+
 @pytest.mark.parametrize(
     ("printed", "parameters", "reason"),
     [
@@ -278,7 +289,8 @@ ANSWER = """-
         (ANSWER.format(status="NOERROR"), {"answers": ["10.96.0.8"]}, "answers"),
         (ANSWER.format(status="NXDOMAIN"), {}, "status"),
         (ANSWER.format(status="NXDOMAIN"), {"status": "NXDOMAIN"}, "pass"),
-        ("-\n  type: DIG_ERROR\n  message: no servers could be reached\n", {}, "no-answer"),
+        (DIG_ERROR, {}, "no-answer"),
+        (";; communications error to 10.96.0.10#53: timed out\n" + ANSWER.format(status="NOERROR"), {}, "pass"),
         ("", {}, "no-answer"),
     ],
 )
