@@ -13,6 +13,7 @@ from typing import Any
 
 import jsonpath
 
+from labs.engine import socketmaps
 from labs.engine.checks import kernel, records, traffic
 from labs.engine.checks.context import Context
 from labs.engine.checks.counters import endpoint_of_chains
@@ -105,6 +106,11 @@ def position(context: Context, *, node: str, to: str, chain: str) -> Expected:
     raise K8snetError(f"no rule of {chain} on {node} takes a packet to {to}")
 
 
+def slot_list(context: Context, *, node: str, service: str, namespace: str = "default") -> Expected:
+    """The number of the list in which the eBPF datapath on a node has the endpoints of a Service's first port."""
+    return str(socketmaps.list_of(context.world, node, service, namespace)[0])
+
+
 def recorded(context: Context, *, match: Mapping[str, Any], path: str) -> Expected:
     """What dotted key `path` holds in the records of the live trace that `match`; any of them is right."""
     if context.records is None:
@@ -179,6 +185,7 @@ FACTS: Mapping[str, Callable[..., Expected]] = {
     "recorded": recorded,
     "remembered": remembered,
     "route": route,
+    "slot_list": slot_list,
     "source_address": source_address,
 }
 

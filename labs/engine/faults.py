@@ -12,8 +12,9 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from labs.engine import socketmaps
 from labs.engine.checks import kernel
-from labs.engine.world import Ran, World
+from labs.engine.world import Ran, World, get
 from tracer.errors import K8snetError
 
 
@@ -68,6 +69,16 @@ def udp_flow(world: World, *, node: str, source: str, sport: int, service: str, 
     _must(world.run(node, "conntrack", "-I", *entry, *reply), f"conntrack on {node}")
 
 
+def slot(world: World, *, node: str, service: str, slot: int, to: str, namespace: str = "default") -> None:
+    """Have a slot of a Service in the maps of the eBPF datapath on a node name the address of the pod `to`."""
+    spec = (get(world, "service", service, namespace) or {})["spec"]
+    port = spec["ports"][0]
+    pod_namespace, _, name = to.partition("/")
+    ip = (get(world, "pod", name, pod_namespace) or {})["status"]["podIP"]
+    number, _ = socketmaps.list_of(world, node, service, namespace)
+    socketmaps.set_slot(world, node, number, slot, ip, int(port.get("targetPort", port["port"])))
+
+
 def kubectl(world: World, *, arguments: list[str]) -> None:
     """Run kubectl: ["-n", "shop", "delete", "service", "web"]."""
     _must(world.kubectl(*arguments), "kubectl")
@@ -86,6 +97,7 @@ FAULTS: Mapping[str, Callable[..., None]] = {
     "route": route,
     "rule": rule,
     "scale": scale,
+    "slot": slot,
     "udp_flow": udp_flow,
 }
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from labs.engine.checks.context import Context
-from labs.engine.checks.objects import NoPod, with_addresses
+from labs.engine.checks.objects import NoPod, ready_addresses, with_addresses
 from labs.engine.outcome import Outcome, failed, passed
 from labs.engine.world import World, get
 from tracer.errors import K8snetError
@@ -223,15 +223,29 @@ def link(
     return passed(f"{target} has {name}, {up}")
 
 
-def bpf_map(context: Context, *, node: str, service: str, namespace: str = "default", endpoints: int) -> Outcome:
-    """The maps of the eBPF datapath on a node hold a Service with so many endpoints. Reasons: no-service, endpoints."""
+def bpf_map(
+    context: Context, *, node: str, service: str, namespace: str = "default", endpoints: int | None = None
+) -> Outcome:
+    """The maps of the eBPF datapath on a node hold a Service with so many endpoints; without a number, with just those
+    that are ready by the API. Reasons: no-service, endpoints, addresses.
+    """
     ran = context.world.trace(node, "services", "-o", "json")
     found = [one for one in ran.json() if one["name"] == service and one["namespace"] == namespace]
-    look = f"sudo k8snet-lab exec {node} -- k8snet-trace services"
+    look = f"sudo k8snet-lab exec {node} -- k8snet-trace services {namespace}/{service}"
     what = f"Service {namespace}/{service} in the maps of {node}"
     if not found:
         return failed("no-service", expected=what, seen="it is not there", look=look)
-    has = len(found[0]["endpoints"])
-    if has != endpoints:
-        return failed("endpoints", expected=f"{what} with {endpoints} endpoints", seen=f"it has {has}", look=look)
-    return passed(f"{what}: {has} endpoints")
+    has = {one["ip"] for one in found[0]["endpoints"]}
+    if endpoints is None:
+        selector = f"kubernetes.io/service-name={service}"
+        ready = ready_addresses(get(context.world, "endpointslices", None, namespace, selector))
+        if has != ready:
+            return failed("addresses", expected=f"{what} with the endpoints of the API", seen=_several(has), look=look)
+    elif len(has) != endpoints:
+        expected = f"{what} with {endpoints} endpoints"
+        return failed("endpoints", expected=expected, seen=f"it has {len(has)}", look=look)
+    return passed(f"{what}: {_several(has)}")
+
+
+def _several(addresses: set[str]) -> str:
+    return ", ".join(sorted(addresses)) or "none"

@@ -251,11 +251,22 @@ def test_no_link() -> None:
 
 @pytest.mark.parametrize(
     ("parameters", "reason"),
-    [({"endpoints": 2}, "pass"), ({"endpoints": 3}, "endpoints"), ({"endpoints": 2, "service": "no"}, "no-service")],
+    [
+        ({"endpoints": 2}, "pass"),
+        ({"endpoints": 3}, "endpoints"),
+        ({"endpoints": 2, "service": "no"}, "no-service"),
+        ({}, "pass"),
+        ({"service": "old"}, "addresses"),
+    ],
 )
 def test_bpf_map(parameters: dict[str, Any], reason: str) -> None:
-    found = [{"namespace": "default", "name": "web", "endpoints": [{}, {}]}]
-    world = FakeWorld(commands={"node1: k8snet-trace services -o json": prints(found)})
+    has = {"web": ["10.244.0.5", "10.244.1.5"], "old": ["10.244.0.5", "10.244.1.9"]}
+    found = [
+        {"namespace": "default", "name": name, "endpoints": [{"ip": ip} for ip in ips]} for name, ips in has.items()
+    ]
+    world = FakeWorld(
+        {"endpointslices default": slices(*READY)}, {"node1: k8snet-trace services -o json": prints(found)}
+    )
     assert result(world, "bpf_map", **{"node": "node1", "service": "web", **parameters}) == reason
 
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from labs.engine import faults
+import ipaddress
+from typing import Any
+
+import pytest
+
+from labs.engine import faults, socketmaps
 from labs.engine.world import Ran
 from tests.labs.engine.fake import FakeWorld, prints
 from tests.labs.engine.test_checks import FAR
+from tracer.errors import K8snetError
 
 
 def test_a_cable_is_found_by_its_index_also_when_it_is_down_already() -> None:
@@ -18,3 +24,44 @@ def test_a_cable_is_found_by_its_index_also_when_it_is_down_already() -> None:
     for _ in range(2):
         faults.inject(world, "cable", {"pod": "default/far"})
         assert world.asked[-1] == "node2: ip link set dev veth1234 down"
+
+
+def test_a_slot_of_a_service_is_given_another_address() -> None:
+    service = {"spec": {"clusterIP": "10.96.0.7", "ports": [{"port": 80, "targetPort": 8080}]}}
+    entries = [
+        # 10.96.0.7:80 TCP and UDP, lists 5 and 6 of 2 and 3 endpoints
+        {"key": key("10.96.0.7", 80, 17), "value": words("02000000 06000000 03000000 00000000 00000000")},
+        {"key": key("10.96.0.7", 80, 6), "value": words("01000000 05000000 02000000 00000000 00000000")},
+    ]
+    dump = "node1: bpftool -j map dump pinned /sys/fs/bpf/k8snet/services"
+    commands = {dump: prints(entries), "node1: bpftool map update": Ran(0, "", "")}
+    world = FakeWorld({"service default/web": service, "pod default/client": client()}, commands)
+    assert socketmaps.list_of(world, "node1", "web", "default") == (5, 2)
+    faults.inject(world, "slot", {"node": "node1", "service": "web", "slot": 1, "to": "default/client"})
+    assert world.asked[-1] == (
+        "node1: bpftool map update pinned /sys/fs/bpf/k8snet/slots"
+        f" key {' '.join(words('05000000 01000000'))}"
+        f" value {' '.join(words('00000000 00000000 0000ffff 0af40002 1f90 01 00'))}"
+    )
+
+
+def test_a_service_that_is_not_in_the_maps_is_said() -> None:
+    dump = "node1: bpftool -j map dump pinned /sys/fs/bpf/k8snet/services"
+    service = {"spec": {"clusterIP": "10.96.0.7", "ports": [{"port": 80, "protocol": "UDP"}]}}
+    world = FakeWorld({"service default/web": service}, {dump: prints([])})
+    with pytest.raises(K8snetError, match=r"the map services of node1 has no 10.96.0.7:80"):
+        socketmaps.list_of(world, "node1", "web", "default")
+    with pytest.raises(K8snetError, match="there is no Service default/api"):
+        socketmaps.list_of(world, "node1", "api", "default")
+
+
+def key(ip: str, port: int, protocol: int) -> list[str]:
+    return words(f"00000000 00000000 0000ffff {ipaddress.ip_address(ip).packed.hex()} {port:04x} {protocol:02x} 00")
+
+
+def words(text: str) -> list[str]:
+    return [f"0x{byte:02x}" for byte in bytes.fromhex(text)]
+
+
+def client() -> dict[str, Any]:
+    return {"status": {"podIP": "10.244.0.2"}}
