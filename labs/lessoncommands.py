@@ -168,9 +168,10 @@ Examples:
     @cli.command()
     @lesson
     @click.option("--static", is_flag=True, help="Only what can be seen without a cluster.")
-    def lint(lab: str | None, static: bool) -> int:
+    @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="So many lessons at once.")
+    def lint(lab: str | None, static: bool, jobs: int) -> int:
         """Whether lessons keep their promises: on paper, and walked through on clusters of their own."""
-        return _lint(lab, static)
+        return _lint(lab, static, jobs)
 
 
 def _walk(name: str) -> Walk:
@@ -218,10 +219,10 @@ def _tell(walk: Walk, report: Report) -> int:
     return EXIT_CODES[report.result]
 
 
-def _lint(lab: str | None, static: bool) -> int:
+def _lint(lab: str | None, static: bool, jobs: int) -> int:
     from labs.engine import lint
     from labs.engine.course import Course
-    from labs.engine.rehearse import rehearse
+    from labs.engine.rehearse import rehearse_all
 
     course = Course.read()
     lessons = course.lessons if lab is None else [course.find(lab)]
@@ -230,8 +231,7 @@ def _lint(lab: str | None, static: bool) -> int:
         problems += lint.problems(lesson)
     if not static and not problems:
         _require_root()
-        for lesson in lessons:
-            problems += rehearse(lesson, course, say)
+        problems += rehearse_all(lessons, course, say, jobs)
     for problem in problems:
         click.echo(problem)
     say(f"{len(lessons)} lessons, {len(problems)} problems")

@@ -12,11 +12,14 @@ What belongs here: walking, on a cluster of its own. What does not: what can be 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import secrets
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,17 +40,45 @@ SEPARATOR = "\x1e"  # ASCII's record separator: no command prints it
 Say = Callable[[str], None]
 
 
+def rehearse_all(lessons: Sequence[Lesson], course: Course, say: Say, jobs: int = 1) -> list[str]:
+    """Rehearse lessons, so many at once, each in a process of its own; what is wrong with them, in their order.
+
+    `say` gets whole lines that begin with the lesson's id. It goes to other processes: a function of a module.
+    """
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as processes:
+        tasks = [processes.submit(_rehearse_timed, lesson.id, course.directory, say) for lesson in lessons]
+        return [problem for task in tasks for problem in task.result()]
+
+
+def _rehearse_timed(lesson_id: str, directory: Path, say: Say) -> list[str]:
+    started = time.monotonic()
+    course = Course.read(directory)
+    found = rehearse(course.find(lesson_id), course, say)
+    say(f"{lesson_id}: {len(found)} problems, {time.monotonic() - started:.0f} s")
+    return found
+
+
 def rehearse(lesson: Lesson, course: Course, say: Say = lambda _: None) -> list[str]:
     """Walk through a lesson on a cluster of its own; what is wrong with it, each as a sentence."""
+    found: list[str] = []
     with _stage(course) as walk:
-        walk.start(lesson)
-        fresh = _state(walk)
-        found = [*_with_blocks(walk, say)]
-        walk.reset()
-        again = _state(walk)
-        found += [f"{lesson.id}: reset: {text}" for text in _changes(fresh, again)]
-        found += _solved(walk, say)
-        return [*found, *wrong_answers(walk, say)]
+        try:
+            for problem in _rehearsal(walk, lesson, say):
+                found.append(problem)
+        except K8snetError as error:
+            found.append(f"{lesson.id}: {error.message}")
+    return found
+
+
+def _rehearsal(walk: Walk, lesson: Lesson, say: Say) -> Iterator[str]:
+    walk.start(lesson)
+    fresh = _state(walk)
+    yield from _with_blocks(walk, say)
+    walk.reset()
+    for text in _changes(fresh, _state(walk)):
+        yield f"{lesson.id}: reset: {text}"
+    yield from _solved(walk, say)
+    yield from wrong_answers(walk, say)
 
 
 def wrong_answers(walk: Walk, say: Say = lambda _: None) -> Iterator[str]:
@@ -161,22 +192,28 @@ def _blocks(walk: Walk, step: Step) -> Iterator[str]:
 
 def _run(walk: Walk, block: Block) -> Iterator[str]:
     """Run a block in one shell, and compare what each of its commands prints."""
-    with walk.shell() as env:
-        done = subprocess.run(
-            ["bash", "-c", _script(block.commands)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            env=env,
-            cwd=walk.files,
-            timeout=BLOCK_SECONDS,
-            check=False,
-        )
+    try:
+        with walk.shell() as env:
+            done = subprocess.run(
+                ["bash", "-c", _script(block.commands)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                env=env,
+                cwd=walk.files,
+                timeout=BLOCK_SECONDS,
+                check=False,
+            )
+    except subprocess.TimeoutExpired:
+        yield f"$ {block.commands[0].text}: this block does not end within {BLOCK_SECONDS:.0f} s"
+        return
     walk.reload()
     parts = done.stdout.split(SEPARATOR)
     printed, codes = parts[0::2], [int(code) for code in parts[1::2]]
+    if len(codes) < len(block.commands):
+        yield f"$ {block.commands[len(codes)].text}: the shell ended: {printed[-1].strip()[-300:]}"
     for number, (command, output, code) in enumerate(zip(block.commands, printed, codes, strict=False)):
         may_fail = "fails" in block.words and number == len(block.commands) - 1
         if (code != 0) != may_fail:
