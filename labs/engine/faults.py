@@ -14,8 +14,11 @@ from typing import Any
 
 from labs.engine import socketmaps
 from labs.engine.checks import kernel
+from labs.engine.checks.objects import with_addresses
 from labs.engine.world import Ran, World, get
 from tracer.errors import K8snetError
+
+FLOW_TRIES = 5
 
 
 def rule(world: World, *, node: str, rule: str, table: str = "filter", family: int = 4) -> None:
@@ -58,15 +61,23 @@ def patch(world: World, *, kind: str, name: str, patch: Mapping[str, Any], names
     )
 
 
-def udp_flow(world: World, *, node: str, source: str, sport: int, service: str, port: int, backend: str) -> None:
+def udp_flow(
+    world: World, *, node: str, source: str, sport: int, service: str, port: int, backend: str, seconds: int = 600
+) -> None:
     """Put an entry into a node's connection tracking: UDP from `source` to a Service goes to `backend`.
 
-    Such an entry is left behind when the address of an endpoint goes and nobody clears it.
+    Such an entry is left behind when the address of an endpoint goes and nobody clears it. {NAMESPACE/POD} is that
+    pod's address. `seconds`: how long the entry stays; packets that it meets give it the kernel's own time instead.
     """
+    source, backend = with_addresses(world, source), with_addresses(world, backend)
     entry = ["-p", "udp", "--orig-src", source, "--sport", str(sport), "--orig-dst", service, "--dport", str(port)]
-    reply = ["--reply-src", backend, "--reply-dst", source, "--timeout", "600"]
-    world.run(node, "conntrack", "-D", *entry)
-    _must(world.run(node, "conntrack", "-I", *entry, *reply), f"conntrack on {node}")
+    reply = ["--reply-src", backend, "--reply-dst", source, "--timeout", str(seconds)]
+    for _ in range(FLOW_TRIES):
+        world.run(node, "conntrack", "-D", *entry)
+        ran = world.run(node, "conntrack", "-I", *entry, *reply)
+        if ran.code == 0:
+            return  # else the source has sent a packet in between, which made an entry of its own
+    _must(ran, f"conntrack on {node}")
 
 
 def slot(world: World, *, node: str, service: str, slot: int, to: str, namespace: str = "default") -> None:

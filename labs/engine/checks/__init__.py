@@ -38,6 +38,7 @@ CHECKS: Mapping[str, Check] = {
     "http": traffic.http,
     "invariant": invariants.invariant,
     "link": kernel.link,
+    "no_rule": kernel.no_rule,
     "object": objects.object_,
     "pods": objects.pods,
     "probe": traffic.probe,

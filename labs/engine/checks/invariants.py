@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from labs.engine.checks.context import Context
-from labs.engine.checks.kernel import explain
+from labs.engine.checks.objects import ready_addresses
 from labs.engine.outcome import Outcome, failed, passed
 from labs.engine.world import get
-from tracer.errors import UsageError
+from tracer.errors import K8snetError, UsageError
 
 
 def invariant(context: Context, *, name: str) -> Outcome:
@@ -43,34 +43,69 @@ def _dns_works(context: Context) -> Outcome:
 
 
 def _rules_follow(context: Context) -> Outcome:
-    """On each node, every ClusterIP with ready endpoints leads to as many backends as it has endpoints."""
-    slices = get(context.world, "endpointslices", namespace="*")
-    ready: dict[tuple[str, str], int] = {}
-    for item in slices:
-        key = item["metadata"]["namespace"], item["metadata"]["labels"].get("kubernetes.io/service-name", "")
-        count = sum((one.get("conditions") or {}).get("ready") is not False for one in item.get("endpoints") or ())
-        ready[key] = ready.get(key, 0) + count
+    """On each node, every ClusterIP with ready endpoints leads to just these."""
+    ready: dict[tuple[str, str, bool], set[str]] = {}
+    for item in get(context.world, "endpointslices", namespace="*"):
+        name = item["metadata"]["labels"].get("kubernetes.io/service-name", "")
+        key = item["metadata"]["namespace"], name, item.get("addressType") == "IPv6"
+        ready.setdefault(key, set()).update(ready_addresses([item]))
+    services = get(context.world, "services", namespace="*")
     for node in context.world.nodes():
-        for service in get(context.world, "services", namespace="*"):
-            meta, spec = service["metadata"], service["spec"]
-            wanted = ready.get((meta["namespace"], meta["name"]), 0)
-            if spec.get("clusterIP") in (None, "", "None") or not wanted:
-                continue
-            port = spec["ports"][0]
-            to = f"{spec['clusterIP']}:{port['port']}/{port['protocol'].lower()}"
-            has = len(explain(context, node, to)["backends"])
-            if has != wanted:
-                return failed(
-                    "rules-follow",
-                    expected=f"{node} to send {meta['namespace']}/{meta['name']} to its {wanted} endpoints",
-                    seen=f"{has} backends in the rules",
-                    look=f"sudo k8snet-lab exec {node} -- k8snet-trace explain {to}",
-                )
+        kept = _endpoints_of_addresses(context, node)
+        for service in services:
+            meta, ip = service["metadata"], service["spec"].get("clusterIP") or "None"
+            wanted = ready.get((meta["namespace"], meta["name"], ":" in ip), set())
+            for port in service["spec"].get("ports") or () if wanted and ip != "None" else ():
+                has = kept.get((ip, port["port"], port["protocol"]), set())
+                if has != wanted:
+                    to = f"{ip}:{port['port']}/{port['protocol'].lower()}"
+                    return failed(
+                        "rules-follow",
+                        expected=f"{node} to send {meta['namespace']}/{meta['name']} to its endpoints, "
+                        + ", ".join(sorted(wanted)),
+                        seen=f"it sends it to {', '.join(sorted(has)) or 'none'}",
+                        look=f"sudo k8snet-lab exec {node} -- k8snet-trace explain {to}",
+                    )
     return passed("the rules of all nodes follow the Services")
+
+
+def _endpoints_of_addresses(context: Context, node: str) -> dict[tuple[str, int, str], set[str]]:
+    """Address, port and protocol of each Service port, as a node's rules (or maps) have it -> its endpoints."""
+    return {
+        (address["ip"], address["port"], one["protocol"]): {endpoint["ip"] for endpoint in one["endpoints"]}
+        for one in context.world.trace(node, "services", "-o", "json").json()
+        for address in one["addresses"]
+    }
+
+
+# iptables mode: the chains that packets come by, and those of kube-proxy that they must be sent through.
+JUMPS = {
+    "nat": {("PREROUTING", "KUBE-SERVICES"), ("OUTPUT", "KUBE-SERVICES"), ("POSTROUTING", "KUBE-POSTROUTING")},
+    "filter": {("FORWARD", "KUBE-FORWARD"), ("FORWARD", "KUBE-SERVICES"), ("OUTPUT", "KUBE-SERVICES")},
+}
+
+
+def _rules_in_place(context: Context) -> Outcome:
+    """On each node, packets still come by the chains of kube-proxy, in iptables mode."""
+    for node in context.world.nodes():
+        for table, wanted in JUMPS.items():
+            ran = context.world.run(node, "iptables-save", "-t", table)
+            if ran.code != 0:
+                raise K8snetError(f"iptables-save on {node}: {ran.err.strip()}")
+            jumps = {(rule[1], rule[-1]) for line in ran.out.splitlines() if (rule := line.split())[:1] == ["-A"]}
+            for chain, target in sorted(wanted - jumps):
+                return failed(
+                    "rules-in-place",
+                    expected=f"{chain} in the table {table} of {node} to lead to {target}, as kube-proxy has it",
+                    seen="that rule is gone",
+                    look=f"sudo k8snet-lab exec {node} -- iptables -t {table} -S {chain}",
+                )
+    return passed("kube-proxy's rules are in place on all nodes")
 
 
 INVARIANTS: Mapping[str, Callable[[Context], Outcome]] = {
     "dns-works": _dns_works,
     "nodes-ready": _nodes_ready,
     "rules-follow": _rules_follow,
+    "rules-in-place": _rules_in_place,
 }

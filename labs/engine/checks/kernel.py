@@ -46,6 +46,20 @@ def rule(
     return passed(f"{node} sends {to} to {len(document['backends'])} backends" if document["backends"] else verdict)
 
 
+def no_rule(context: Context, *, node: str, chain: str, target: str, table: str = "filter") -> Outcome:
+    """A chain on a node has no rule with this target, such as DROP. In iptables mode. Reason: rule."""
+    ran = context.world.run(node, "iptables-save", "-t", table)
+    if ran.code != 0:
+        raise K8snetError(f"iptables-save on {node}: {ran.err.strip()}")
+    rules = [line for line in ran.out.splitlines() if line.startswith(f"-A {chain} ")]
+    found = [line for line in rules if f" -j {target} " in f"{line} "]
+    if found:
+        look = f"sudo k8snet-lab exec {node} -- iptables -t {table} -S {chain}"
+        expected = f"no rule in {chain} of {node} that leads to {target}"
+        return failed("rule", expected=expected, seen=found[0], look=look)
+    return passed(f"{chain} of {node} leads nowhere to {target}")
+
+
 def explain(context: Context, node: str, to: str, source: str | None = None) -> dict[str, Any]:
     """What `k8snet-trace explain` says of one destination on a node. Raises K8snetError."""
     options = ["--source", source] if source else []

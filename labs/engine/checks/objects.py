@@ -163,11 +163,18 @@ def _pod_address(world: World, namespace: str, name: str) -> str:
 
 
 def pods(
-    context: Context, *, selector: str, namespace: str = "default", ready: int | None = None, anew: bool = False
+    context: Context,
+    *,
+    selector: str,
+    namespace: str = "default",
+    ready: int | None = None,
+    anew: bool = False,
+    kept: bool = False,
 ) -> Outcome:
-    """So many pods with these labels are ready, and no others are there; `anew`: all were made since the step began.
+    """So many pods with these labels are ready, and no others are there; `anew`: all were made since the step began;
+    `kept`: none was, and no container has begun again.
 
-    Reasons: count, old.
+    Reasons: count, old, new.
     """
     found = get(context.world, "pods", None, namespace, selector)
     what, look = f"pods {selector} in {namespace}", f"kubectl -n {namespace} get pods -l {selector} -o wide"
@@ -180,12 +187,20 @@ def pods(
     if anew and old:
         expected = f"{what} to be newer than this step"
         return failed("old", expected=expected, seen=f"older are {', '.join(old)}", look=look)
+    new = [pod["metadata"]["name"] for pod in found if pod["metadata"]["name"] not in old or _restarts(pod)]
+    if kept and new:
+        expected = f"{what} to be those that were there before"
+        return failed("new", expected=expected, seen=f"new, or begun again: {', '.join(new)}", look=look)
     return passed(f"{what}: {names}")
 
 
 def _is_ready(pod: dict[str, Any]) -> bool:
     conditions = (pod.get("status") or {}).get("conditions") or ()
     return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+
+
+def _restarts(pod: dict[str, Any]) -> int:
+    return sum(one.get("restartCount", 0) for one in (pod.get("status") or {}).get("containerStatuses") or ())
 
 
 def _created(pod: dict[str, Any]) -> float:

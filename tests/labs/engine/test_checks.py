@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from labs.engine.checks import CHECKS, check, problem_with
+from labs.engine.checks import CHECKS, check, problem_with, traffic
 from labs.engine.outcome import Result
 from labs.engine.spec import Named
 from labs.engine.world import RUN_SECONDS, Blocked, Ran
@@ -66,12 +68,23 @@ def pod(name: str, created: str, ready: str = "True") -> dict[str, Any]:
         (pod("c", "2026-11-29T10:00:05Z", "False"), {"ready": 2}, "count"),
         (pod("c", "2026-11-29T09:59:59Z"), {"ready": 3, "anew": True}, "old"),
         (pod("c", "2026-11-29T09:59:59Z"), {"ready": 3}, "pass"),
+        (pod("c", "2026-11-29T09:59:59Z"), {"kept": True}, "new"),
     ],
 )
 def test_pods(third: dict[str, Any], parameters: dict[str, Any], reason: str) -> None:
     found = [pod("a", "2026-11-29T10:00:00Z"), pod("b", "2026-11-29T10:00:01Z"), third]
     asked = context(FakeWorld({"pods default": found}), since=1795946400.9)  # 10:00:00.9
     outcome = check(asked, Named("pods", {"selector": "app=web", **parameters}))
+    assert (outcome.reason or outcome.result) == reason
+
+
+@pytest.mark.parametrize(("restarts", "since", "reason"), [(0, 2e9, "pass"), (1, 2e9, "new"), (0, 1e9, "new")])
+def test_pods_that_should_be_the_same_as_before(restarts: int, since: float, reason: str) -> None:
+    found = pod("a", "2026-11-29T10:00:00Z")
+    found["status"]["containerStatuses"] = [{"restartCount": restarts}]
+    outcome = check(
+        context(FakeWorld({"pods default": [found]}), since=since), Named("pods", {"selector": "a", "kept": True})
+    )
     assert (outcome.reason or outcome.result) == reason
 
 
@@ -392,9 +405,40 @@ def test_http_by_a_pods_address() -> None:
 
 
 def test_http_asks_as_often_as_it_should() -> None:
-    world = FakeWorld(commands={"default/client: curl": Ran(0, "\n200", "")})
+    world = FakeWorld(commands={"default/client: bash": Ran(0, "\n200\x1e\n200\x1e\n200\x1e", "")})
     assert result(world, "http", url="http://web/", times=3) == "pass"
-    assert len(world.asked) == 3
+    (asked,) = world.asked
+    assert " bash 3 curl -gsS " in asked
+
+
+@pytest.mark.parametrize(
+    ("ran", "reason"),
+    [
+        (Ran(0, "a\n200\x1eb\n200\x1e", ""), "pass"),
+        (Ran(28, "a\n200\x1e\n000", "curl: (28) timed out"), "no-answer"),
+        (Ran(0, "a\n200\x1eb\n503\x1e", ""), "status"),
+    ],
+)
+def test_http_wants_all_answers(ran: Ran, reason: str) -> None:
+    assert result(FakeWorld(commands={"default/client: bash": ran}), "http", url="http://web/", times=2) == reason
+
+
+def test_http_asks_in_one_shell(tmp_path: Path) -> None:
+    """The shell's own words, with a curl that counts."""
+    curl = tmp_path / "curl"
+    curl.write_text("#!/bin/sh\necho >>$0.asked\nprintf 'hello\\n200'\n[ $(wc -l <$0.asked) -lt 3 ]\n")
+    curl.chmod(0o755)
+
+    class Shell(FakeWorld):
+        def run(self, target: str, *command: str, feed: str | None = None, seconds: float = 20.0) -> Ran:
+            env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+            done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+            return Ran(done.returncode, done.stdout, done.stderr)
+
+    assert traffic.fetch(context(Shell()), "default/client", "http://web/", 2) == [
+        *((200, "hello", "curl's exit code 0"), (200, "hello", "curl's exit code 0")),
+    ]
+    assert len(traffic.fetch(context(Shell()), "default/client", "http://web/", 9)) == 1, "the third one fails"
 
 
 @pytest.mark.parametrize(
@@ -611,10 +655,46 @@ def test_invariants() -> None:
     assert result(FakeWorld(commands=works), "invariant", name="dns-works") == "pass"
     assert result(FakeWorld(), "invariant", name="dns-works") == "dns-works"
     objects = {"services *": [WEB], "endpointslices *": slices(*READY, UNREADY)}
-    for count, found in ((2, "pass"), (1, "rules-follow")):
-        explained = {**EXPLAINED, "backends": [{}] * count}
-        commands = {f"{node}: k8snet-trace explain 10.96.0.7:80/tcp": prints(explained) for node in ("node1", "node2")}
+    for ips, found in (
+        (("10.244.0.5", "10.244.1.5"), "pass"),
+        (("10.244.0.5",), "rules-follow"),
+        (("10.244.0.5", "10.244.9.9"), "rules-follow"),
+    ):
+        address = {"ip": "10.96.0.7", "port": 80}
+        kept = {"protocol": "TCP", "addresses": [address], "endpoints": [{"ip": ip} for ip in ips]}
+        commands = {"node1: k8snet-trace services": prints([kept]), "node2: k8snet-trace services": prints([kept])}
         assert result(FakeWorld(objects, commands), "invariant", name="rules-follow") == found
+
+
+NAT = """*nat
+-A PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A OUTPUT -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A POSTROUTING -m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING
+"""
+FILTER = """*filter
+-A FORWARD -p tcp -m tcp --dport 80 -m comment --comment SEC-1 -j DROP
+-A FORWARD -m comment --comment "kubernetes forwarding rules" -j KUBE-FORWARD
+-A FORWARD -m conntrack --ctstate NEW -j KUBE-SERVICES
+-A OUTPUT -m conntrack --ctstate NEW -j KUBE-SERVICES
+"""
+
+
+def saved(node: str, **tables: str) -> dict[str, Ran]:
+    return {f"{node}: iptables-save -t {table}": Ran(0, text, "") for table, text in tables.items()}
+
+
+def test_kube_proxys_rules_are_in_place() -> None:
+    flushed = FILTER.replace("-j KUBE-FORWARD", "-j ACCEPT")
+    for text, found in ((FILTER, "pass"), (flushed, "rules-in-place"), ("", "rules-in-place")):
+        commands = {**saved("node1", nat=NAT, filter=FILTER), **saved("node2", nat=NAT, filter=text)}
+        assert result(FakeWorld(commands=commands), "invariant", name="rules-in-place") == found
+
+
+def test_a_rule_that_should_not_be_there() -> None:
+    world = FakeWorld(commands=saved("node2", filter=FILTER))
+    assert result(world, "no_rule", node="node2", chain="FORWARD", target="DROP") == "rule"
+    assert result(world, "no_rule", node="node2", chain="FORWARD", target="REJECT") == "pass"
+    assert result(world, "no_rule", node="node2", chain="OUTPUT", target="DROP") == "pass"
 
 
 def test_words_of_the_lesson_replace_the_checks_own() -> None:

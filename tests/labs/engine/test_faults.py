@@ -65,3 +65,17 @@ def words(text: str) -> list[str]:
 
 def client() -> dict[str, Any]:
     return {"status": {"podIP": "10.244.0.2"}}
+
+
+def test_a_flow_is_put_in_again_when_its_source_was_quicker() -> None:
+    commands = {"node1: conntrack -D": Ran(1, "", "0 flow entries have been deleted")}
+    world = FakeWorld({"pod default/far": FAR}, commands)
+    parameters = {"node": "node1", "source": "{default/far}", "sport": 5300, "service": "10.96.0.10", "port": 53}
+    with pytest.raises(K8snetError, match="conntrack on node1: it exists"):
+        commands["node1: conntrack -I"] = Ran(1, "", "it exists")
+        faults.inject(world, "udp_flow", {**parameters, "backend": "10.244.1.250"})
+    assert len([text for text in world.asked if "conntrack -I" in text]) == faults.FLOW_TRIES
+    commands["node1: conntrack -I"] = Ran(0, "", "")
+    faults.inject(world, "udp_flow", {**parameters, "backend": "10.244.1.250"})
+    assert world.asked[-2].startswith("node1: conntrack -D -p udp --orig-src 10.244.1.5 --sport 5300 ")
+    assert " --reply-src 10.244.1.250 --reply-dst 10.244.1.5 " in world.asked[-1]
