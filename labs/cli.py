@@ -14,9 +14,10 @@ from typing import Any, NoReturn
 
 import click
 
+from labs import kindcommands
 from labs.bench.names import DATAPATHS
 from labs.cluster.options import CNIS, IP_FAMILIES, IPTABLES_VARIANTS, PROXY_MODES, ClusterOptions
-from labs.lessoncommands import add_commands
+from labs.lessoncommands import add_commands, complete_lesson
 from tracer import __version__
 from tracer.errors import FormatError, K8snetError
 from tracer.program import add_completion, run, say
@@ -157,7 +158,8 @@ def kubeconfig(name: str) -> None:
     """Print the path of the cluster's kubeconfig: export KUBECONFIG=$(k8snet-lab kubeconfig)."""
     from labs.cluster import control
 
-    click.echo(control.kubeconfig(name))
+    kind = kindcommands.of_open_lesson(name)
+    click.echo(control.kubeconfig(name) if kind is None else kind.kubeconfig)
 
 
 @cli.command(
@@ -182,7 +184,8 @@ def exec_(name: str, target: str, command: tuple[str, ...]) -> int:
     """
     from labs.cluster import enter
 
-    return enter.run(enter.find(name, target), command)
+    kind = kindcommands.of_open_lesson(name)
+    return enter.run(enter.find(name, target), command) if kind is None else kind.execute(target, command)
 
 
 @cli.command()
@@ -192,6 +195,9 @@ def shell(name: str, target: str) -> int:
     """Open a shell on a node or in a pod."""
     from labs.cluster import enter
 
+    kind = kindcommands.of_open_lesson(name)
+    if kind is not None:
+        return kind.execute(target, kindcommands.SHELL)
     return enter.run(enter.find(name, target), [enter.find_shell()])
 
 
@@ -215,6 +221,10 @@ def python(name: str, target: str, file: str, arguments: tuple[str, ...]) -> int
     """
     from labs.cluster import enter
 
+    kind = kindcommands.of_open_lesson(name)
+    if kind is not None:
+        with Path(file).open("rb") as source:
+            return kind.execute(target, [sys.executable, "-", *arguments], source)
     place = enter.find(name, target)
     with Path(file).open("rb") as source:
         # By its descriptor: the target sees files of its own, and perhaps an older one at this path.
@@ -325,6 +335,7 @@ def scale(quick: bool, most: int | None, datapaths: tuple[str, ...], directory: 
 
 
 add_commands(cli, _name)
+kindcommands.add_commands(cli, _name, complete_lesson)
 add_completion(cli, PROGRAM)
 
 

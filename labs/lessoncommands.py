@@ -18,12 +18,13 @@ from tracer.program import say
 if TYPE_CHECKING:
     from labs.engine.session import Report, Walk
 
-WORLDS = ("miniature",)
+WORLDS = ("miniature", "kind")
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 EXIT_CODES = {"pass": 0, "fail": 1, "error": 1, "blocked": 3}
 
 
-def _complete_lesson(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+def complete_lesson(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """The lessons whose names begin so."""
     from labs.engine.course import Course
 
     return [lesson.id for lesson in Course.read().lessons if lesson.id.startswith(incomplete)]
@@ -31,7 +32,7 @@ def _complete_lesson(context: click.Context, parameter: click.Parameter, incompl
 
 def add_commands(cli: click.Group, name: Decorator) -> None:
     """Give the group its commands about lessons. `name`: the option that names a cluster."""
-    lesson = click.argument("lab", required=False, metavar="[LAB]", shell_complete=_complete_lesson)
+    lesson = click.argument("lab", required=False, metavar="[LAB]", shell_complete=complete_lesson)
     output = click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
 
     @cli.command("list")
@@ -69,13 +70,14 @@ def add_commands(cli: click.Group, name: Decorator) -> None:
 Examples:
   sudo k8snet-lab start                 the next lesson that is not done
   sudo k8snet-lab start kube-proxy      one of those that `k8snet-lab list` shows, by name or number
+  sudo k8snet-lab start --on kind       on the kind cluster that `k8snet-lab kind create` makes
 """
     )
     @name
     @lesson
     @click.option("--on", type=click.Choice(WORLDS), default="miniature", show_default=True, help="Which cluster.")
     def start(name: str, lab: str | None, on: str) -> None:
-        """Open a lesson, on a fresh cluster that it makes."""
+        """Open a lesson, on a fresh cluster that it makes; or on a kind cluster that is there."""
         from labs.engine import tell
 
         walk = _walk(name)
@@ -143,7 +145,7 @@ Examples:
     @click.option("--step", "one", is_flag=True, help="Only the step that is to be done.")
     @click.option("--all", "everything", is_flag=True, help="Forget all progress.")
     def reset(name: str, one: bool, everything: bool) -> None:
-        """Begin the lesson anew, on a fresh cluster; what you have passed stays passed."""
+        """Begin the lesson anew, on a fresh cluster (of kind: on the same); what you have passed stays passed."""
         walk = _walk(name)
         _require_root()
         if one and everything:
@@ -161,9 +163,17 @@ Examples:
     @cli.command()
     @name
     def stop(name: str) -> None:
-        """Close the lesson, and end its cluster. Progress stays."""
+        """Close the lesson, and end its cluster; one of kind stays. Progress stays."""
         _require_root()
-        say("the lesson is closed, its cluster is down" if _walk(name).stop() else "no lesson was open")
+        walk = _walk(name)
+        told = {
+            None: "no lesson was open",
+            "miniature": "the lesson is closed, its cluster is down",
+            "kind": f"the lesson is closed; the cluster stays until: kind delete cluster --name {name}",
+        }
+        on = walk.on
+        walk.stop()
+        say(told[on])
 
     @cli.command()
     @lesson

@@ -4,6 +4,7 @@
       progress.json     steps passed, hints taken, answers given
       session.json      the lesson that is open now
       records.jsonl     its live trace
+      kind-NAME.kubeconfig   the way to a kind cluster
     ~/k8snet-lab/LESSON/, or below $K8SNET_LAB_FILES: the files that a lesson asks to edit
 
 What belongs here: the files, their owner, and writing them so that a crash leaves the old or the new one. What does
@@ -98,13 +99,17 @@ class Home:
 
     def write(self, name: str, document: dict[str, Any]) -> None:
         """Write a JSON file in one step. Raises OutputError."""
+        self.write_text(name, json.dumps({"format": FORMAT, **document}, indent=2))
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a file in one step, readable by the user only. Raises OutputError."""
         path = self.directory / name
         try:
             self.make(self.directory)
             descriptor, temporary = tempfile.mkstemp(dir=self.directory, prefix=f".{name}.")
             try:
                 with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                    json.dump({"format": FORMAT, **document}, file, indent=2)
+                    file.write(text)
                     file.flush()
                     os.fsync(file.fileno())
                 self.own(Path(temporary))

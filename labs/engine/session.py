@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from labs.engine import facts, faults, recorder
 from labs.engine.checks import Context, check
@@ -31,6 +31,9 @@ from labs.engine.progress import Home, Progress, Session, read_session, write_se
 from labs.engine.spec import HINTS, Kind, Lesson, Step
 from labs.engine.world import BEGIN_ANEW, Blocked, Miniature, Ran, World, ran
 from tracer.errors import K8snetError, MissingError, UsageError
+
+if TYPE_CHECKING:
+    from labs.engine.kind.world import KindCluster
 
 POLL_SECONDS = 0.25
 CONFIRM_SECONDS = 0.2
@@ -94,6 +97,7 @@ class Walk:
         self.say = say
         self._cluster = cluster
         self._session = read_session(where)
+        self._kind_cluster: KindCluster | None = None
 
     # ---- which lesson, which step ----
 
@@ -118,7 +122,21 @@ class Walk:
     @property
     def world(self) -> World:
         """The cluster that the open lesson runs on."""
+        if self._open.world == "kind":
+            return self._kind(self._open.cluster)
         return Miniature(self._open.cluster)
+
+    def _kind(self, name: str) -> KindCluster:
+        from labs.engine.kind.world import KindCluster
+
+        if self._kind_cluster is None or self._kind_cluster.name != name:
+            self._kind_cluster = KindCluster(name, self.home)  # it remembers where its nodes are
+        return self._kind_cluster
+
+    @property
+    def on(self) -> str | None:
+        """What the open lesson runs on: miniature, kind; None when none is open."""
+        return None if self._session is None else self._session.world
 
     @property
     def _open(self) -> Session:
@@ -142,17 +160,22 @@ class Walk:
         Raises UsageError, NotRoot, or K8snetError when the cluster can't be had.
         """
         if on not in lesson.requires.on:
-            raise UsageError(f"{lesson.id} can't run on {on}", hint=f"sudo k8snet-lab start {lesson.id}")
+            only = " or ".join(lesson.requires.on)
+            hint = f"sudo k8snet-lab start {lesson.id}"
+            raise UsageError(f"{lesson.id} can't run on {on}, only on {only}", hint=hint)
+        if on == "kind":
+            self.say("looking at the kind cluster")
+            self._check_kind(lesson)
         self.stop()
         if on == "miniature":
             self._start_miniature(lesson)
         self._session = Session(lesson.id, on, self._cluster)
         try:
-            if on != "miniature":
-                self._prepare_other(lesson)
+            if on == "kind":
+                self._prepare_kind(lesson)
             if lesson.requires.records:
                 self.say("live trace")
-                recorder.start(self.home, self.world.kubeconfig, *_owner(self._cluster))
+                recorder.start(self.home, self.world.kubeconfig, *self._owner())
             self._enter()
         except BaseException:
             self.stop()
@@ -178,12 +201,28 @@ class Walk:
                 hint=f"sudo k8snet-lab down --name {self._cluster}, or another --name for the lesson's",
             )
 
-    def _prepare_other(self, lesson: Lesson) -> None:
-        for path in lesson.manifests:
-            _must(self.world.kubectl("apply", "-f", str(path)), f"kubectl apply {path.name}")
+    def _check_kind(self, lesson: Lesson) -> None:
+        from labs.engine.kind import prepare
+
+        cluster = self._kind(self._cluster)
+        prepare.check(cluster, lesson)
+        if lesson.requires.records and not cluster.shares_our_kernel:
+            raise MissingError(
+                f"{lesson.id} watches the kernel of {self._cluster}'s nodes, and that is not this machine's",
+                hint="start it on the machine that the containers run on",
+            )
+
+    def _prepare_kind(self, lesson: Lesson) -> None:
+        from labs.engine.kind import prepare
+
+        prepare.prepare(self._kind(self._cluster), lesson, self.say)
+
+    def _owner(self) -> tuple[int, str | None]:
+        """The process that the cluster ends with, and the cgroup of all its processes, where it has one."""
+        return (self._kind(self._cluster).owner(), None) if self.on == "kind" else _owner(self._cluster)
 
     def stop(self) -> bool:
-        """Close the lesson, and end its cluster; false when none was open. Progress stays."""
+        """Close the lesson, and end its cluster unless that is kind's; false when none was open. Progress stays."""
         if self._session is None:
             return False
         recorder.stop(self.home)
@@ -196,7 +235,8 @@ class Walk:
         return True
 
     def reset(self) -> None:
-        """The open lesson from its beginning, on a fresh cluster; progress stays."""
+        """The open lesson from its beginning, on a fresh cluster (on kind: the same); progress stays."""
+        self._cluster = self._open.cluster
         self.start(self.lesson, self._open.world)
 
     def reset_step(self) -> None:
@@ -233,7 +273,7 @@ class Walk:
         lesson = self.lesson
         for name in step.apply:
             path = lesson.directory / "manifests" / name
-            _must(self.world.kubectl("apply", "-f", str(path)), f"kubectl apply {name}")
+            _must(self.world.apply(path), f"kubectl apply {name}")
         for fault in step.faults:
             faults.inject(self.world, fault.name, fault.parameters)
         workspace = self.home.workspace(lesson.id)

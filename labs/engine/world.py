@@ -45,7 +45,10 @@ class Ran:
 
 
 class World(Protocol):
-    """A cluster. Targets are a node's name, NAMESPACE/POD, or, in miniature, a host outside of the cluster."""
+    """A cluster. Targets are a node's name, NAMESPACE/POD, or, in miniature, a host outside of the cluster.
+
+    On every cluster the nodes have the names node1, node2, … here, the control plane's first.
+    """
 
     @property
     def kubeconfig(self) -> Path:
@@ -54,6 +57,9 @@ class World(Protocol):
     def kubectl(self, *arguments: str, feed: str | None = None) -> Ran:
         """Run kubectl on this cluster."""
 
+    def apply(self, path: Path) -> Ran:
+        """Apply a lesson's manifest."""
+
     def run(self, target: str, *command: str, feed: str | None = None, seconds: float = RUN_SECONDS) -> Ran:
         """Run a command on a node or in a pod; exit code 124 when it takes longer. Raises Blocked."""
 
@@ -61,7 +67,7 @@ class World(Protocol):
         """Run a subcommand of k8snet-trace about the network namespace of a node or pod; `probe` sends from there."""
 
     def nodes(self) -> list[str]:
-        """The nodes' names, the control plane's first."""
+        """The nodes' names."""
 
 
 def get(world: World, kind: str, name: str | None = None, namespace: str | None = None, selector: str = "") -> Any:
@@ -97,6 +103,9 @@ class Miniature:
     def kubectl(self, *arguments: str, feed: str | None = None) -> Ran:
         env = {**os.environ, "KUBECONFIG": str(self.kubeconfig)}
         return ran(["kubectl", *arguments], feed=feed, env=env)
+
+    def apply(self, path: Path) -> Ran:
+        return self.kubectl("apply", "-f", str(path))
 
     def run(self, target: str, *command: str, feed: str | None = None, seconds: float = RUN_SECONDS) -> Ran:
         _ = self.kubeconfig  # there is a cluster

@@ -44,6 +44,10 @@ class FakeWorld:
             return NOT_FOUND if found is None else Ran(0, json.dumps(found), "")
         return Ran(0, json.dumps({"items": self.objects.get(f"{kind} {namespace}", [])}), "")
 
+    def apply(self, path: Path) -> Ran:
+        """See World."""
+        return self.kubectl("apply", "-f", str(path))
+
     def run(self, target: str, *command: str, feed: str | None = None, seconds: float = RUN_SECONDS) -> Ran:
         """See World: the first entry of `commands` whose key begins the command."""
         text = f"{target}: {' '.join(command)}"

@@ -1,0 +1,106 @@
+"""A miniature cluster that passes for one of kind: a kubeconfig with its context, and a `docker` that enters its nodes.
+
+    NAME-control-plane ─▶ node1, NAME-worker ─▶ node2
+
+What is real: the API, kubectl, the nodes' kernel and its rules, the live trace. What is played: docker, kube-proxy's
+ConfigMap, and the two public images, which this machine's own programs stand for. What belongs here: playing. What does
+not: assertions.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from labs.engine.kind import images
+from tests.labs.lab import Lab
+from tests.labs.machine import REPOSITORY
+
+DOCKER = """#!{python}
+import json, os, subprocess, sys
+NODES = {{"{name}-control-plane": "node1", "{name}-worker": "node2"}}
+def lab(*words):
+    return [sys.executable, "-m", "labs.cli", words[0], "--name", "{name}", *words[1:]]
+os.environ["PYTHONPATH"] = "{repository}"
+os.environ["XDG_STATE_HOME"] = "/nonexistent"  # Docker knows of no lesson: else `exec` would come back here
+words = sys.argv[1:]
+if words[0] == "ps":
+    assert words[1:3] == ["--filter", "label=io.x-k8s.kind.cluster={name}"], words
+    print("{name}-worker\\tworker\\n{name}-control-plane\\tcontrol-plane")
+elif words[0] == "inspect":
+    assert words[1:3] == ["--format", "{{{{.State.Pid}}}}"], words
+    nodes = json.loads(subprocess.check_output(lab("status", "-o", "json")))["nodes"]
+    print(next(node["pid"] for node in nodes if node["name"] == NODES[words[3]]))
+elif words[0] == "exec":
+    rest = words[1:]
+    while rest[0].startswith("-"):
+        rest = rest[2:] if rest[0] == "-e" else rest[1:]
+    node, *command = rest
+    if command[0] == "k8snet-trace":
+        if not os.path.exists("{installed}"):
+            sys.exit('OCI runtime exec failed: exec failed: exec: "k8snet-trace": executable file not found in $PATH')
+        command = ["env", "PYTHONPATH={repository}", sys.executable, "-m", "tracer", *command[1:]]
+    line = lab("exec", NODES[node], "--", *command)
+    os.execv(line[0], line)
+else:
+    sys.exit(f"docker {{words}}")
+"""
+CONFIG_MAP = """
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: kube-proxy, namespace: kube-system, labels: {app: kube-proxy}}
+data:
+  # as kubeadm writes it for kind: pkg/cluster/internal/kubeadm/config.go of kind v0.29.0 gives mode
+  config.conf: |-
+    apiVersion: kubeproxy.config.k8s.io/v1alpha1
+    bindAddress: 0.0.0.0
+    clusterCIDR: 10.244.0.0/16
+    kind: KubeProxyConfiguration
+    mode: MODE
+"""
+
+
+class KindLike:
+    """One such cluster, of a running Lab. `bin`: to be put before PATH. `kubeconfig`: kind's, so to say."""
+
+    def __init__(self, cluster: Lab, directory: Path) -> None:
+        self.name = cluster.name
+        self.bin = directory / "bin"
+        self.bin.mkdir()
+        self.installed = directory / "installed"
+        self.installed.touch()
+        self.kubeconfig = directory / "config"
+        own = cluster.run("kubeconfig").stdout.strip()
+        self.kubeconfig.write_text(Path(own).read_text())
+        now = self.kubectl("config", "current-context").strip()
+        self.kubectl("config", "rename-context", now, f"kind-{self.name}")
+        self.proxy_mode("iptables")
+        docker = self.bin / "docker"
+        values = {"python": sys.executable, "repository": REPOSITORY, "installed": self.installed}
+        docker.write_text(DOCKER.format(name=self.name, **values))
+        docker.chmod(0o755)
+
+    def kubectl(self, *arguments: str, feed: str | None = None) -> str:
+        """Run the real kubectl on it."""
+        env = {**os.environ, "KUBECONFIG": str(self.kubeconfig)}
+        done = subprocess.run(["kubectl", *arguments], input=feed, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def proxy_mode(self, mode: str) -> None:
+        """Have kube-proxy's ConfigMap say so."""
+        self.kubectl("apply", "-f", "-", feed=CONFIG_MAP.replace("MODE", mode))
+
+    def set(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Have everything find this docker, this kubeconfig, and images that the miniature cluster can run."""
+        monkeypatch.setenv("PATH", f"{self.bin}:{os.environ['PATH']}")
+        monkeypatch.setenv("KUBECONFIG", str(self.kubeconfig))
+        played = copy.deepcopy(images.table())
+        for entry in played.values():
+            entry["image"] = "client"  # it runs the `command` of the manifest, which is what counts here
+        monkeypatch.setattr(images, "table", lambda: played)

@@ -1,0 +1,167 @@
+"""A lesson on a kind cluster, which a miniature one plays: start, exec, check, what does not fit, reset, stop.
+
+kubectl is a real one, and so are its words; docker is played (`tests.labs.engine.kindlike`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from labs.engine import recorder
+from labs.engine.course import Course
+from labs.engine.kind import prepare
+from labs.engine.outcome import Result
+from labs.engine.progress import Home
+from labs.engine.session import Walk
+from labs.engine.world import Blocked
+from tests.labs.engine.kindlike import KindLike
+from tests.labs.lab import Lab, lab
+from tracer.errors import MissingError, UsageError
+
+pytestmark = [pytest.mark.root, pytest.mark.bpf, pytest.mark.slow]
+LESSON = "first-sight"
+CALL = ["curl", "-sS", "http://lets-ship-it.fastapi:8000/hello?x=1"]
+
+
+@pytest.fixture(scope="module")
+def like(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KindLike]:
+    with Lab(["--iptables", "nft"]) as cluster:
+        yield KindLike(cluster, tmp_path_factory.mktemp("kind"))
+
+
+@pytest.fixture(scope="module")
+def walk(like: KindLike, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walk]:
+    """A walk with the lesson open on that cluster."""
+    tmp_path = tmp_path_factory.mktemp("learner")
+    where = Home(tmp_path / "state" / "k8snet", tmp_path / "files", (os.geteuid(), os.getegid()))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        like.set(monkeypatch)
+        for name, value in where.environment.items():
+            monkeypatch.setenv(name, value)
+        made = Walk(Course.read(), where, like.name)
+        try:
+            made.start(made.course.find(LESSON), on="kind")
+            yield made
+        finally:
+            made.stop()
+
+
+def pods(like: KindLike) -> dict[str, Any]:
+    """Those of the Service, by name."""
+    items = json.loads(like.kubectl("get", "pods", "-n", "fastapi", "-o", "json"))["items"]
+    return {one["metadata"]["name"]: one for one in items}
+
+
+def recorders(like: KindLike) -> list[int]:
+    """Those of this cluster that live."""
+    pattern = f"^[^ ]+ -m labs.engine.recorder .*{like.name}"
+    found = subprocess.run(["pgrep", "-f", pattern], capture_output=True, text=True, check=False)
+    return [int(pid) for pid in found.stdout.split()]
+
+
+def test_a_lesson_passes(walk: Walk, like: KindLike) -> None:
+    assert walk.on == "kind"
+    assert walk.check().result is Result.FAIL  # nobody has called
+    said = json.loads(lab("exec", "--name", like.name, "default/client", "--", *CALL).stdout)
+    assert list(said) == ["pod", "namespace", "node", "client", "path"]
+    assert (said["namespace"], said["path"]) == ("fastapi", "/hello?x=1")
+    answered = pods(like)[said["pod"]]["spec"]
+    assert answered["nodeName"] == said["node"]
+    assert answered["containers"][0]["command"][:2] == ["python3", "-c"], "the script for kind has answered"
+    report = walk.check()
+    assert report.result is Result.PASS, report.walked
+
+
+def test_commands_reach_its_nodes(walk: Walk, like: KindLike) -> None:
+    names = lab("exec", "--name", like.name, "node1", "--", "kubectl", "get", "nodes", "-o", "name").stdout
+    assert names.split() == ["node/node1", "node/node2"]
+    code = lab("exec", "--name", like.name, f"{like.name}-worker", "--", "sh", "-c", "exit 7", check=False).returncode
+    assert code == 7
+    fed = lab("exec", "--name", like.name, "default/client", "--", "cat", feed="hello\n").stdout
+    assert fed == "hello\n"
+    path = lab("kubeconfig", "--name", like.name).stdout.strip()
+    assert path == str(walk.home.directory / f"kind-{like.name}.kubeconfig")
+    explained = walk.world.trace("node2", "explain", "10.96.100.50:8000", "-o", "json").json()
+    assert len(explained["backends"]) == 3
+
+
+def test_reset_makes_anew_what_the_learner_changed(walk: Walk, like: KindLike) -> None:
+    before = pods(like)
+    like.kubectl("-n", "fastapi", "scale", "deployment/lets-ship-it", "--replicas=1")
+    like.kubectl("-n", "fastapi", "patch", "service", "lets-ship-it", "-p", '{"spec":{"type":"NodePort"}}')
+    walk.reset()
+    assert walk.on == "kind"
+    service = json.loads(like.kubectl("-n", "fastapi", "get", "service", "lets-ship-it", "-o", "json"))
+    assert (service["spec"]["type"], service["spec"]["clusterIP"]) == ("ClusterIP", "10.96.100.50")
+    deployment = json.loads(like.kubectl("-n", "fastapi", "get", "deployment", "lets-ship-it", "-o", "json"))
+    assert deployment["status"]["readyReplicas"] == 3
+    assert not before.keys() & pods(like).keys()
+    assert len(recorders(like)) == 1
+
+
+def test_stop_leaves_the_cluster_and_no_recorder(walk: Walk, like: KindLike, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even one that hangs."""
+    (pid,) = recorders(like)
+    os.kill(pid, signal.SIGSTOP)
+    monkeypatch.setattr(recorder, "STOP_SECONDS", 0.2)
+    assert walk.stop()
+    assert recorders(like) == []
+    assert not recorder.stop(walk.home)
+    assert len(pods(like)) == 3
+    assert walk.opened is None
+
+
+def test_a_cluster_that_does_not_fit(walk: Walk, like: KindLike, monkeypatch: pytest.MonkeyPatch) -> None:
+    lesson = walk.course.find(LESSON)
+    delete = f"kind delete cluster --name {like.name} && k8snet-lab kind create {LESSON} --name {like.name}"
+    for key, value, words in (
+        ("nodes", 3, "needs 3 nodes"),
+        ("proxy", "nftables", "needs kube-proxy's mode nftables; here it is iptables"),
+        ("ip_family", "dual", "needs IPv4 and IPv6"),
+    ):
+        wants = replace(lesson, requires=replace(lesson.requires, **{key: value}))
+        with pytest.raises(UsageError, match=words) as found:
+            walk.start(wants, on="kind")
+        assert found.value.hint == delete
+    for requires, words in (
+        (replace(lesson.requires, on=("miniature",)), "can't run on kind, only on miniature"),
+        (replace(lesson.requires, proxy="ebpf"), "it needs --proxy ebpf of the cluster in miniature"),
+    ):
+        with pytest.raises(UsageError, match=words) as found:
+            walk.start(replace(lesson, requires=requires), on="kind")
+        assert found.value.hint == f"sudo k8snet-lab start {LESSON}"
+    like.installed.unlink()
+    with pytest.raises(Blocked, match=f"{like.name}-control-plane has no k8snet-trace") as missing:
+        walk.start(lesson, on="kind")
+    assert missing.value.hint == f"sudo k8snet-lab kind install --name {like.name}"
+    like.installed.touch()
+    monkeypatch.setattr("labs.engine.kind.world.KindCluster.shares_our_kernel", False)
+    with pytest.raises(MissingError, match="not this machine's"):
+        walk.start(lesson, on="kind")
+    assert walk.opened is None
+
+
+def test_modes_of_kube_proxy(walk: Walk, like: KindLike) -> None:
+    cluster = walk._kind(like.name)
+    like.proxy_mode("nftables")
+    assert prepare.proxy_mode(cluster) == "nftables"
+    like.proxy_mode('""')
+    assert prepare.proxy_mode(cluster) == "iptables"
+    like.kubectl("delete", "configmap", "kube-proxy", "-n", "kube-system")
+    assert prepare.proxy_mode(cluster) == "none"
+    like.proxy_mode("iptables")
+
+
+def test_no_context_of_that_name(walk: Walk) -> None:
+    cluster = walk._kind("moon")
+    with pytest.raises(Blocked, match="there is no context kind-moon in") as found:
+        _ = cluster.kubeconfig
+    assert found.value.hint == "k8snet-lab kind create --name moon"
