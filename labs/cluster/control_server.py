@@ -20,6 +20,7 @@ from labs.cluster.firstobjects import is_mirror
 from labs.cluster.outside import ClientHost
 from labs.cluster.podstatus import RunningPod
 from labs.cluster.resources import ENDPOINTSLICES, PODS, SERVICES, Object, is_ready, key_of
+from labs.cluster.store import Store
 from labs.cluster.world import Node, World, node_environment
 
 
@@ -72,7 +73,7 @@ def describe(world: World) -> dict[str, Any]:
         "hosts": [_host(world.client_host)] if world.ready else [],
         "pods": [entry for node in world.nodes for pod in node.kubelet.pods.values() for entry in _pod(node, pod)],
         "control_plane": [_mirror(pod) for pod in world.store.list(PODS) if is_mirror(pod)],
-        "services": _services(world),
+        "services": services(world.store),
         "components": [asdict(component) for component in world.components],
     }
 
@@ -134,13 +135,14 @@ def _pod(node: Node, running: RunningPod) -> list[dict[str, Any]]:
     ]
 
 
-def _services(world: World) -> list[dict[str, Any]]:
+def services(store: Store) -> list[dict[str, Any]]:
+    """Every Service with its endpoints, whoever made their EndpointSlices: what those do not tell is ready."""
     slices: dict[tuple[str, str], list[Object]] = {}
-    for item in world.store.list(ENDPOINTSLICES):
+    for item in store.list(ENDPOINTSLICES):
         metadata = item["metadata"]
         name = (metadata.get("labels") or {}).get("kubernetes.io/service-name", "")
         slices.setdefault((metadata["namespace"], name), []).append(item)
-    return [_service(service, slices.get(key_of(service), ())) for service in world.store.list(SERVICES)]
+    return [_service(service, slices.get(key_of(service), ())) for service in store.list(SERVICES)]
 
 
 def _service(service: Object, slices: Iterable[Object]) -> dict[str, Any]:
@@ -148,10 +150,10 @@ def _service(service: Object, slices: Iterable[Object]) -> dict[str, Any]:
     balanced = (service.get("status") or {}).get("loadBalancer") or {}
     endpoints = []
     for item in slices:
-        for endpoint in item["endpoints"]:
+        for endpoint in item.get("endpoints") or ():
             pod = (endpoint.get("targetRef") or {}).get("name")
-            entry = {"addresses": endpoint["addresses"], "pod": pod, "ready": bool(endpoint["conditions"]["ready"])}
-            endpoints.append(entry)
+            ready = (endpoint.get("conditions") or {}).get("ready") is not False
+            endpoints.append({"addresses": endpoint["addresses"], "pod": pod, "ready": ready})
     return {
         "namespace": metadata["namespace"],
         "name": metadata["name"],

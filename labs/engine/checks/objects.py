@@ -106,11 +106,12 @@ def endpoint(
     namespace: str = "default",
     ready: int | None = None,
     at_least: int | None = None,
+    unready: int | None = None,
     port: int | None = None,
 ) -> Outcome:
-    """A Service has so many ready endpoints, by its EndpointSlices, and each has this port.
+    """A Service has so many ready endpoints, by its EndpointSlices, and each has this port; and so many that are not.
 
-    Reasons: no-endpoints, count, port.
+    Reasons: no-endpoints, count, unready, port.
     """
     slices = get(context.world, "endpointslices", None, namespace, f"kubernetes.io/service-name={service}")
     what = f"Service {namespace}/{service}"
@@ -123,6 +124,10 @@ def endpoint(
     if len(addresses) != ready if ready is not None else len(addresses) < least:
         seen = f"it has {len(addresses)}: {', '.join(sorted(addresses))}"
         return failed("count", expected=f"{what} with {wanted} ready endpoints", seen=seen, look=look)
+    others = all_addresses(slices) - addresses
+    if unready is not None and len(others) != unready:
+        seen = f"it has {len(others)}" + (f": {', '.join(sorted(others))}" if others else "")
+        return failed("unready", expected=f"{what} with {unready} endpoints that are not ready", seen=seen, look=look)
     ports = {entry.get("port") for item in slices for entry in item.get("ports") or ()}
     if port is not None and ports != {port}:
         seen = f"their port is {', '.join(map(str, sorted(ports, key=str)))}"
@@ -139,6 +144,11 @@ def ready_addresses(slices: list[dict[str, Any]]) -> set[str]:
         if (entry.get("conditions") or {}).get("ready") is not False
         for address in entry["addresses"]
     }
+
+
+def all_addresses(slices: list[dict[str, Any]]) -> set[str]:
+    """The addresses of all endpoints in some EndpointSlices, ready or not."""
+    return {address for item in slices for entry in item.get("endpoints") or () for address in entry["addresses"]}
 
 
 class NoPod(K8snetError):

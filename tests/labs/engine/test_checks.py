@@ -139,6 +139,9 @@ def test_object(parameters: dict[str, Any], reason: str) -> None:
         ([UNREADY], {}, "no-endpoints"),
         ([], {"ready": 0}, "pass"),
         (READY, {"ready": 0}, "count"),
+        ([*READY, UNREADY], {"ready": 2, "unready": 1}, "pass"),
+        (READY, {"ready": 2, "unready": 1}, "unready"),
+        ([*READY, UNREADY], {"unready": 0}, "unready"),
     ],
 )
 def test_endpoint(endpoints: list[dict[str, Any]], parameters: dict[str, Any], reason: str) -> None:
