@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -59,7 +58,7 @@ class Tracer:
 @contextlib.contextmanager
 def inhabited(namespace: Namespace) -> Iterator[None]:
     """A process in the namespace, as every node has: that is how the tracer finds its connection-tracking table."""
-    process = subprocess.Popen(["nsenter", f"--net={namespace.path}", "sleep", "600"])
+    process = namespace.start("sleep", "600")
     try:
         yield
     finally:

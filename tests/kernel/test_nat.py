@@ -31,13 +31,13 @@ def backend_of(shape: Shape) -> tuple[str, int]:
 def service(router: Namespace, *backends: str, protocol: str = "tcp", port: int = 80) -> None:
     """Rules as kube-proxy spreads connections: each backend an equal share, in PREROUTING and OUTPUT."""
     v6 = ":" in backends[0]
-    command = "ip6tables" if v6 else "iptables"
-    for hook in ("PREROUTING", "OUTPUT"):
-        for index, backend in enumerate(backends):
-            share = f"-m statistic --mode random --probability {1 / (len(backends) - index):.10f}"
-            match = f"-d {SERVICE6 if v6 else SERVICE} -p {protocol} --dport {port}"
-            target = f"[{backend}]:8000" if v6 else f"{backend}:8000"
-            router.sh(f"{command} -t nat -A {hook} {match} {share} -j DNAT --to-destination {target}")
+    match = f"-d {SERVICE6 if v6 else SERVICE} -p {protocol} --dport {port}"
+    rules = []
+    for index, backend in enumerate(backends):
+        share = f"-m statistic --mode random --probability {1 / (len(backends) - index):.10f}"
+        target = f"[{backend}]:8000" if v6 else f"{backend}:8000"
+        rules.append(f"{match} {share} -j DNAT --to-destination {target}")
+    router.iptables(*(f"-A {hook} {rule}" for hook in ("PREROUTING", "OUTPUT") for rule in rules), table="nat", v6=v6)
 
 
 def test_each_record_says_what_conntrack_holds(tracer: Tracer, net: Net) -> None:
@@ -73,7 +73,7 @@ def test_ipv6(tracer: Tracer, net: Net) -> None:
 
 def test_masquerade_is_source_translation_without_a_backend(tracer: Tracer, net: Net) -> None:
     client, router, server = net
-    router.sh("iptables -t nat -A POSTROUTING -o server -j MASQUERADE")
+    router.iptables("-A POSTROUTING -o server -j MASQUERADE", table="nat")
     with listener(server, "10.0.2.2", 80):
         connect(client, "10.0.2.2", 80)
     (record,) = tracer.collect(1, client)
@@ -83,7 +83,7 @@ def test_masquerade_is_source_translation_without_a_backend(tracer: Tracer, net:
 
 def test_a_process_on_the_node_itself(tracer: Tracer, net: Net) -> None:
     _, router, server = net
-    router.sh("ip route add default via 10.0.2.2")  # the kernel routes before it translates
+    router.ip("route add default via 10.0.2.2")  # the kernel routes before it translates
     service(router, BACKENDS[2])
     with listener(server, "0.0.0.0", 8000):
         port = connect(router, SERVICE, 80)
@@ -117,8 +117,9 @@ def test_a_backend_that_refuses_is_still_named(tracer: Tracer, net: Net) -> None
 def test_a_second_node_translates_what_the_first_masqueraded(tracer: Tracer, net: Net) -> None:
     """As a NodePort of another node is reached from a pod: SNAT on the way out, DNAT on arrival, one record."""
     client, router, server = net
-    router.sh("iptables -t nat -A POSTROUTING -o server -j MASQUERADE --random-fully")
-    server.sh("iptables -t nat -A PREROUTING -d 10.0.2.2 -p tcp --dport 30080 -j DNAT --to-destination 10.0.2.3:8000")
+    router.iptables("-A POSTROUTING -o server -j MASQUERADE --random-fully", table="nat")
+    rule = "-A PREROUTING -d 10.0.2.2 -p tcp --dport 30080 -j DNAT --to-destination 10.0.2.3:8000"
+    server.iptables(rule, table="nat")
     with listener(server, "0.0.0.0", 8000):
         connect(client, "10.0.2.2", 30080)
     (record,) = tracer.collect(1, client)
@@ -143,7 +144,7 @@ def test_datagrams(tracer: Tracer, net: Net, connected: bool) -> None:
 
 def test_datagrams_of_the_node_itself(tracer: Tracer, net: Net) -> None:
     _, router, server = net
-    router.sh("ip route add default via 10.0.2.2")
+    router.ip("route add default via 10.0.2.2")
     service(router, BACKENDS[1], protocol="udp", port=53)
     with echo(server, "10.0.2.3", 8000):
         assert ask(router, SERVICE, 53, connected=True) == b"hello"
@@ -181,7 +182,7 @@ def test_a_rule_that_drops_the_translated_packet_does_not_hide_where_it_went(tra
     """As a network policy does: the conntrack entry is never confirmed, so that no table holds it."""
     client, router, _ = net
     service(router, BACKENDS[1])
-    router.sh("iptables -A FORWARD -d 10.0.2.3 -j DROP")
+    router.iptables("-A FORWARD -d 10.0.2.3 -j DROP")
     with pytest.raises(TimeoutError):
         connect(client, SERVICE, 80, timeout=0.5)
     (record,) = tracer.collect(1, client)

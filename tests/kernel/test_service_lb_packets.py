@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import ipaddress
-import os
 import socket
 import struct
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,25 +44,18 @@ class Network:
     """client ── eth0 of the node ── veth of the pod; the client's way to Services leads through the node."""
 
     def __init__(self, world: World) -> None:
-        # Without duplicate address detection the first packets need not wait for it.
-        _sh("sysctl -qw net.ipv6.conf.default.accept_dad=0")
         self.client, self.pod = Namespace(), Namespace()
-        self.client.sh(f"ip link add eth0 type veth peer name eth0 netns {os.getpid()}")
-        self.pod.sh(f"ip link add eth0 type veth peer name veth1 netns {os.getpid()}")
         self.tables = world.tables()
-        for family, way in ((4, "-4"), (6, "-6")):
-            long, alone = (24, 32) if family == 4 else (64, 128)
-            flags = "" if family == 4 else "nodad"
-            self.client.sh(f"ip addr add {CLIENT[family]}/{long} dev eth0 {flags}", "ip link set eth0 up")
-            self.pod.sh(f"ip addr add {POD[family]}/{alone} dev eth0 {flags}", "ip link set eth0 up")
-            _sh(f"ip addr add {NODE[family]}/{long} dev eth0 {flags}", "ip link set eth0 up")
-            _sh(f"ip addr add {GATEWAY[family]}/{alone} dev veth1 {flags}", "ip link set veth1 up")
-            _sh(f"ip {way} route add {POD[family]}/{alone} dev veth1")
-            for address in (SERVICE[family], POD[family]):
-                self.client.sh(f"ip {way} route add {address}/{alone} via {NODE[family]}")
-            self.pod.sh(f"ip {way} route add {GATEWAY[family]}/{alone} dev eth0")
-            self.pod.sh(f"ip {way} route add default via {GATEWAY[family]} dev eth0")
-        _sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
+        node, client, pod = _ends()
+        _ip(
+            f"link add eth0 type veth peer name eth0 netns {self.client.tid}",
+            f"link add veth1 type veth peer name eth0 netns {self.pod.tid}",
+            *("link set eth0 up", "link set veth1 up", *node),
+        )
+        self.client.ip("link set eth0 up", *client)
+        self.pod.ip("link set eth0 up", *pod)
+        for name in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
+            Path("/proc/sys/net", name).write_text("1")
         watcher = Watcher(world.pins, [4, 6], "routed")
         ebpfloader.open_maps(world.pins)["node"].set(bytes(4), node_facts(watcher.look()).pack())
 
@@ -112,8 +105,26 @@ def connect(to: tuple[str, int], family: socket.AddressFamily, port: int) -> soc
     return client
 
 
-def _sh(*commands: str) -> None:
-    subprocess.run(["sh", "-ec", "\n".join(commands)], check=True)
+def _ends() -> tuple[list[str], list[str], list[str]]:
+    """Commands of ip(8) for the addresses and routes of the node, the client and the pod."""
+    node, client, pod = [], [], []
+    for family in (4, 6):
+        long, alone, flags = (24, 32, "") if family == 4 else (64, 128, "nodad")
+        client.append(f"addr add {CLIENT[family]}/{long} dev eth0 {flags}")
+        pod.append(f"addr add {POD[family]}/{alone} dev eth0 {flags}")
+        node.append(f"addr add {NODE[family]}/{long} dev eth0 {flags}")
+        node.append(f"addr add {GATEWAY[family]}/{alone} dev veth1 {flags}")
+        node.append(f"route add {POD[family]}/{alone} dev veth1")
+        for address in (SERVICE[family], POD[family]):
+            client.append(f"route add {address}/{alone} via {NODE[family]}")
+        pod.append(f"route add {GATEWAY[family]}/{alone} dev eth0")
+        pod.append(f"route add default via {GATEWAY[family]} dev eth0")
+    return node, client, pod
+
+
+def _ip(*commands: str) -> None:
+    """Commands of ip(8) in the calling process' namespace, by one process of it."""
+    subprocess.run(["ip", "-batch", "-"], input="\n".join(commands) + "\n", text=True, check=True)
 
 
 @pytest.mark.parametrize("family", [4, 6])

@@ -120,10 +120,18 @@ def attached(cgroup: Path, backend: str) -> Iterator[LiveSource]:
 
 def call(namespace: Namespace, cgroup: Path, kind: str, mode: str, address: str = ASKED, port: int = 80) -> int:
     """Run the client in the cgroup; returns its process id."""
-    command = [sys.executable, "-c", CLIENT, str(cgroup), kind, mode, address, str(port)]
-    done = subprocess.run(["nsenter", f"--net={namespace.path}", *command], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return int(done.stdout)
+    code, printed, complaint = run_client(namespace, str(cgroup), kind, mode, address, str(port))
+    assert code == 0, complaint
+    return int(printed)
+
+
+def run_client(namespace: Namespace, *arguments: str) -> tuple[int, str, str]:
+    """Run CLIENT, with Python's own library alone: what else is installed takes a second to look at in a guest. Returns
+    the exit code and what it printed."""
+    pipe = subprocess.PIPE
+    with namespace.start(sys.executable, "-S", "-c", CLIENT, *arguments, stdout=pipe, stderr=pipe) as process:
+        printed, complaint = process.communicate()
+    return process.returncode, printed, complaint
 
 
 def addresses(shape: Shape) -> tuple[str, int, str, int]:
@@ -186,7 +194,8 @@ def test_what_is_left_as_it_was_is_no_translation(cgroup: Path, net: Net, tracer
 def test_both_ways_of_translation_at_once(cgroup: Path, net: Net, tracer: Tracer) -> None:
     """The socket's new destination is itself rewritten by a rule: the backend is the last of them."""
     client, router, server = net
-    router.sh(f"iptables -t nat -A PREROUTING -d {BACKEND} -p tcp --dport 8000 -j DNAT --to-destination 10.0.2.4:8001")
+    rule = f"-A PREROUTING -d {BACKEND} -p tcp --dport 8000 -j DNAT --to-destination 10.0.2.4:8001"
+    router.iptables(rule, table="nat")
     with listener(server, "0.0.0.0", 8001):
         call(client, cgroup, "SOCK_STREAM", "connect")
     (record,) = tracer.collect(1, client)
@@ -202,11 +211,8 @@ def test_a_connect_that_a_program_refuses_is_told_without_a_packet(
     """Beside the fixture's programs, which keep the tracepoint backend looking."""
     client, _, _ = net
     with redirected(REFUSE, b"refuse") as refusing:
-        command = [sys.executable, "-c", CLIENT, str(refusing), kind, "connect", ASKED, "80"]
-        done = subprocess.run(
-            ["nsenter", f"--net={client.path}", *command], capture_output=True, text=True, check=False
-        )
-    assert "ConnectionRefusedError" in done.stderr
+        _, _, complaint = run_client(client, str(refusing), kind, "connect", ASKED, "80")
+    assert "ConnectionRefusedError" in complaint
     (record,) = tracer.collect(1, client)
     assert addresses(record.shape) == (ASKED, 80, "0.0.0.0", 0)
     assert (record.shape.outcome, record.shape.errno, record.shape.flags) == (Outcome.REJECTED, 111, 0)

@@ -115,7 +115,7 @@ def test_a_reset_after_the_first_byte_is_another_matter(tracer: Tracer, net: Net
 
 def test_a_reject_rule_is_told_from_a_refusal(tracer: Tracer, net: Net) -> None:
     client, router, _ = net
-    router.sh("iptables -A FORWARD -p tcp --dport 82 -j REJECT --reject-with icmp-port-unreachable")
+    router.iptables("-A FORWARD -p tcp --dport 82 -j REJECT --reject-with icmp-port-unreachable")
     with pytest.raises(ConnectionRefusedError):
         connect(client, "10.0.2.2", 82)
     (record,) = tracer.collect(1, client)
@@ -124,7 +124,7 @@ def test_a_reject_rule_is_told_from_a_refusal(tracer: Tracer, net: Net) -> None:
 
 def test_no_route_on_the_way_is_unreachable(tracer: Tracer, net: Net) -> None:
     client, router, _ = net
-    router.sh("ip route add unreachable 10.9.9.0/24")
+    router.ip("route add unreachable 10.9.9.0/24")
     with pytest.raises(OSError) as raised:
         connect(client, "10.9.9.9", 80)
     assert raised.value.errno == errno.EHOSTUNREACH
@@ -135,7 +135,7 @@ def test_no_route_on_the_way_is_unreachable(tracer: Tracer, net: Net) -> None:
 def test_a_request_that_nobody_answers_times_out(tracer: Tracer, net: Net) -> None:
     client, router, _ = net
     client.sysctl("net.ipv4.tcp_syn_retries", "1")
-    router.sh("iptables -A FORWARD -p tcp --dport 83 -j DROP")
+    router.iptables("-A FORWARD -p tcp --dport 83 -j DROP")
     with pytest.raises(OSError) as raised:
         connect(client, "10.0.2.2", 83, timeout=30)
     assert raised.value.errno == errno.ETIMEDOUT
@@ -146,7 +146,7 @@ def test_a_request_that_nobody_answers_times_out(tracer: Tracer, net: Net) -> No
 
 def test_a_process_that_gives_up_waiting_times_out(tracer: Tracer, net: Net) -> None:
     client, router, _ = net
-    router.sh("iptables -A FORWARD -p tcp --dport 83 -j DROP")
+    router.iptables("-A FORWARD -p tcp --dport 83 -j DROP")
     with pytest.raises(TimeoutError):
         connect(client, "10.0.2.2", 83, timeout=0.5)
     (record,) = tracer.collect(1, client)
@@ -194,7 +194,7 @@ def test_a_connect_without_a_route_is_seen_where_functions_can_be_probed(tracer:
     socket state ever changes (KNOWN_ISSUES).
     """
     client, _, _ = net
-    client.sh("ip route del default")
+    client.ip("route del default")
     with pytest.raises(OSError) as raised:
         connect(client, "192.0.2.1", 80)
     assert raised.value.errno == errno.ENETUNREACH

@@ -52,7 +52,7 @@ def test_many_datagrams_of_a_socket_are_one_flow(tracer: Tracer, net: Net) -> No
 
 def test_nobody_answers(tracer: Tracer, net: Net) -> None:
     client, router, _ = net
-    router.sh("iptables -A FORWARD -p udp -j DROP")
+    router.iptables("-A FORWARD -p udp -j DROP")
     assert ask(client, "10.0.2.2", 53, connected=False, timeout=0.1) is None
     (record,) = tracer.collect(1, client, seconds=6)
     assert (record.shape.outcome, record.raw.latency_ns) == (Outcome.SENT, -1)
@@ -67,7 +67,7 @@ def test_a_closed_port_refuses(tracer: Tracer, net: Net) -> None:
 
 def test_a_reject_rule_is_told_from_a_refusal(tracer: Tracer, net: Net) -> None:
     client, router, _ = net
-    router.sh("iptables -A FORWARD -p udp --dport 55 -j REJECT")
+    router.iptables("-A FORWARD -p udp --dport 55 -j REJECT")
     assert ask(client, "10.0.2.2", 55, connected=True) is None
     (record,) = tracer.collect(1, client)
     assert (record.shape.outcome, record.shape.errno) == (Outcome.REJECTED, errno.ECONNREFUSED)

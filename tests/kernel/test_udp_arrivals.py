@@ -41,7 +41,7 @@ def card(namespace: Namespace) -> Iterator[None]:
         return descriptor
 
     device = namespace.run(open_device)
-    namespace.sh("ip address add 10.0.9.1/24 dev card", "ip link set card up")
+    namespace.ip("address add 10.0.9.1/24 dev card", "link set card up")
     stop = threading.Event()
     thread = threading.Thread(target=_answer, args=(device, stop))
     thread.start()
@@ -69,7 +69,7 @@ def _answer(device: int, stop: threading.Event) -> None:
 def node() -> Iterator[Namespace]:
     """A namespace that tracks connections, as every node does."""
     with namespaces(1) as (one,):
-        one.sh("iptables -A INPUT -m conntrack --ctstate NEW -j ACCEPT")
+        one.iptables("-A INPUT -m conntrack --ctstate NEW -j ACCEPT")
         with card(one):
             yield one
 

@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import secrets
-import subprocess
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +20,7 @@ from typing import Any
 from labs.cluster import ebpfloader, linux
 from labs.cluster.ledger import find_cgroup_root
 from labs.cluster.proxy.ebpf_maps import Tables
+from tests.tracer.networks import begin_network
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class World:
         with open(f"/proc/{self.holder}/ns/mnt") as mounts:  # noqa: PTH123 - its descriptor is what counts
             linux.setns(mounts.fileno(), linux.CLONE_NEWNS)
         linux.unshare(linux.CLONE_NEWNET)
-        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        begin_network()
         return act(self)
 
 

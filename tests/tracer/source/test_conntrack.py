@@ -33,12 +33,13 @@ class Network:
 
     def __init__(self, client: Namespace, router: Namespace, server: Namespace) -> None:
         self.client, self.router, self.server = client, router, server
-        router.sh(
-            *_service("iptables", SERVICE, BACKENDS),
-            *_service("iptables", MASQUERADED, BACKENDS),
-            *_service("ip6tables", SERVICE6, [f"[{ip}]" for ip in BACKENDS6]),
-            f"iptables -t nat -A POSTROUTING -m conntrack --ctorigdst {MASQUERADED} -j MASQUERADE",
+        router.iptables(
+            *_service(SERVICE, BACKENDS),
+            *_service(MASQUERADED, BACKENDS),
+            f"-A POSTROUTING -m conntrack --ctorigdst {MASQUERADED} -j MASQUERADE",
+            table="nat",
         )
+        router.iptables(*_service(SERVICE6, [f"[{ip}]" for ip in BACKENDS6]), table="nat", v6=True)
 
     def source(self, *beside: Namespace, **options: object) -> ConntrackSource:
         """A source whose own namespace is the router's; it hears nothing of what else this machine does."""
@@ -46,15 +47,13 @@ class Network:
         return self.router.run(lambda: ConntrackSource(paths, **{"discover": None, **options}))  # type: ignore[arg-type]
 
 
-def _service(iptables: str, ip: str, backends: tuple[str, ...] | list[str]) -> Iterator[str]:
+def _service(ip: str, backends: tuple[str, ...] | list[str]) -> Iterator[str]:
     """Rules that give each backend its turn, as kube-proxy lays them out but with turns instead of chance."""
     for protocol, port, target in (("tcp", 80, 8080), ("udp", 53, 5353)):
         for left, backend in zip((3, 2, 1), backends, strict=True):
             turn = f"-m statistic --mode nth --every {left} --packet 0" if left > 1 else ""
-            yield (
-                f"{iptables} -t nat -A PREROUTING -d {ip} -p {protocol} --dport {port} {turn}"
-                f" -j DNAT --to-destination {backend}:{target}"
-            )
+            match = f"-d {ip} -p {protocol} --dport {port} {turn}"
+            yield f"-A PREROUTING {match} -j DNAT --to-destination {backend}:{target}"
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +67,7 @@ def tracked_everywhere() -> Iterator[Network]:
     """As `network`, but every namespace tracks its packets."""
     with routed() as (client, router, server):
         for one in (client, server):
-            one.sh("iptables -A INPUT -m conntrack --ctstate NEW -j ACCEPT")
+            one.iptables("-A INPUT -m conntrack --ctstate NEW -j ACCEPT")
         yield Network(client, router, server)
 
 
@@ -218,8 +217,8 @@ class TestRecords:
         assert {(text(shape, shape.backend), shape.bport) for _, shape in records} == {(ip, 5353) for ip in expected}
 
     def test_unanswered_datagrams(self, network: Network) -> None:
-        network.router.sh(
-            "iptables -t nat -A PREROUTING -d 10.96.0.1 -p udp --dport 54 -j DNAT --to-destination 10.0.2.2:5454"
+        network.router.iptables(
+            "-A PREROUTING -d 10.96.0.1 -p udp --dport 54 -j DNAT --to-destination 10.0.2.2:5454", table="nat"
         )
         with network.source(udp_patience=0.5) as source:
             port = send(network.client, SERVICE, 54, answered=False)
@@ -250,8 +249,8 @@ class TestRecords:
         assert shape.nat_netns == network.router.inode
 
     def test_refused(self, network: Network) -> None:
-        network.router.sh(
-            "iptables -t nat -A PREROUTING -d 10.96.0.1 -p tcp --dport 81 -j DNAT --to-destination 10.0.2.2:8181"
+        network.router.iptables(
+            "-A PREROUTING -d 10.96.0.1 -p tcp --dport 81 -j DNAT --to-destination 10.0.2.2:8181", table="nat"
         )
         with network.source() as source:
             for _ in range(7):
@@ -263,19 +262,19 @@ class TestRecords:
 
     def test_reset_during_the_handshake(self, network: Network) -> None:
         rule = "INPUT -p tcp --sport 8080 --tcp-flags SYN,ACK SYN,ACK -j REJECT --reject-with tcp-reset"
-        network.client.sh(f"iptables -A {rule}")
+        network.client.iptables(f"-A {rule}")
         try:
             with network.source() as source, network.client.run(socket.socket) as sock:
                 sock.setblocking(False)
                 sock.connect_ex(("10.0.2.4", 8080))
                 records = gather(source, 1)
         finally:
-            network.client.sh(f"iptables -D {rule}")
+            network.client.iptables(f"-D {rule}")
         assert outcomes(records[:1]) == [Outcome.RESET]
 
     def test_timeout(self, network: Network) -> None:
         """An entry that nothing answers dies of old age; here that is one second."""
-        network.server.sh("iptables -A INPUT -p tcp --dport 8282 -j DROP")
+        network.server.iptables("-A INPUT -p tcp --dport 8282 -j DROP")
         network.router.sysctl("net.netfilter.nf_conntrack_tcp_timeout_syn_sent", "1")
         try:
             with network.source() as source:
@@ -291,7 +290,7 @@ class TestRecords:
         assert (shape.outcome, raw.latency_ns) == (Outcome.TIMEOUT, -1)
 
     def test_an_entry_that_is_deleted(self, network: Network) -> None:
-        network.server.sh("iptables -A INPUT -p tcp --dport 8383 -j DROP")
+        network.server.iptables("-A INPUT -p tcp --dport 8383 -j DROP")
         with network.source() as source:
             with network.client.run(socket.socket) as sock:
                 sock.setblocking(False)
@@ -459,13 +458,13 @@ class TestLatency:
     def test_by_the_time_of_reading(self, network: Network) -> None:
         """The first SYN is dropped, so the connection takes the second that TCP waits before it tries again."""
         rule = "INPUT -p tcp --dport 8080 --syn -m statistic --mode nth --every 2 --packet 0 -j DROP"
-        network.server.sh(f"iptables -A {rule}")
+        network.server.iptables(f"-A {rule}")
         try:
             with network.source() as source:
                 ask(network.client, "10.0.2.2", 8080)
                 ((raw, _),) = gather(source, 1)
         finally:
-            network.server.sh(f"iptables -D {rule}")
+            network.server.iptables(f"-D {rule}")
         assert 0.9e9 < raw.latency_ns < 2e9
 
     def test_by_the_kernels_clock(self, network: Network) -> None:
@@ -571,7 +570,7 @@ class TestSpeed:
         with routed() as (client, router, server):
             network = Network(client, router, server)
             if also_in_server:
-                server.sh("iptables -A INPUT -m conntrack --ctstate NEW -j ACCEPT")
+                server.iptables("-A INPUT -m conntrack --ctstate NEW -j ACCEPT")
             listen = ",".join(f"{ip}:8080" for ip in BACKENDS)
             script = str(Path(__file__).with_name("connect.py"))
             command = [sys.executable, script, client.path, server.path, f"{SERVICE}:80", listen, str(count), str(rate)]
