@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import ipaddress
 import os
 import secrets
@@ -17,16 +19,16 @@ import pytest
 from tests.kernel.conftest import Net, Tracer, open_or_skip
 from tests.kernel.traffic import echo, listener
 from tests.tracer.networks import Namespace
-from tracer import libbpf
+from tracer import libbpf, netprograms
+from tracer.bpf import program_directory
 from tracer.events import IPPROTO_TCP, IPPROTO_UDP, Flag, Outcome, Shape
+from tracer.netprograms import SocketHook
 from tracer.procfs import cgroup2_mount
 from tracer.source.live import LiveSource
 
 pytestmark = pytest.mark.bpf
 
 ASKED, BACKEND = "10.96.9.9", "10.0.2.3"
-# include/uapi/linux/bpf.h: BPF_PROG_TYPE_CGROUP_SOCK_ADDR; BPF_CGROUP_INET4_CONNECT, BPF_CGROUP_UDP4_SENDMSG
-SOCK_ADDR, CONNECT4, SENDMSG4 = 18, 10, 14
 
 # Addresses and ports are in network order; user_port is 16 bits in a word of 32.
 REDIRECT = """
@@ -76,32 +78,41 @@ def word(address: str) -> int:
     return int.from_bytes(ipaddress.ip_address(address).packed, "little")
 
 
+@functools.cache
+def compiled(text: str, name: str) -> bytes:
+    """Instructions of a program without maps, so that they can be loaded again: compiling takes seconds in an emulated
+    guest."""
+    import bcc
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BCC_KERNEL_SOURCE", str(program_directory() / "include" / "kernel"))
+        program = bcc.BPF(text=text.encode(), cflags=[f"-DASKED={word(ASKED)}u", f"-DBACKEND={word(BACKEND)}u"])
+    library, module, function = bcc.libbcc.lib, ctypes.c_void_p(program.module), name.encode()
+    try:
+        start, size = library.bpf_function_start(module, function), library.bpf_function_size(module, function)
+        return ctypes.string_at(start, size)
+    finally:
+        program.cleanup()
+
+
 @contextlib.contextmanager
-def redirected(text: str = REDIRECT, name: bytes = b"redirect") -> Iterator[Path]:
+def redirected(text: str = REDIRECT, name: str = "redirect") -> Iterator[Path]:
     """A cgroup whose processes meet a program at the socket, which redirects them from ASKED to BACKEND by default."""
-    from bcc import BPF
-
-    from tracer.bpf import program_directory
-
     mount = cgroup2_mount()
     assert mount is not None
     path = Path(mount, f"k8snet-test-{secrets.token_hex(4)}")
     path.mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BCC_KERNEL_SOURCE", str(program_directory() / "include" / "kernel"))
-        flags = [f"-DASKED={word(ASKED)}u", f"-DBACKEND={word(BACKEND)}u"]
-        programs = [BPF(text=text.encode(), cflags=flags) for _ in (CONNECT4, SENDMSG4)]
-    descriptor = os.open(path, os.O_RDONLY)
+    instructions = compiled(text, name)
+    descriptors = [os.open(path, os.O_RDONLY)]
     try:
-        for program, kind in zip(programs, (CONNECT4, SENDMSG4), strict=True):
-            function = program.load_func(name, SOCK_ADDR, attach_type=kind)
-            program.attach_func(function, descriptor, kind, 0)
+        for hook in (SocketHook.CONNECT4, SocketHook.SENDMSG4):
+            descriptors.append(netprograms.load_socket_program(hook, name, instructions))
+            descriptors.append(netprograms.link_to_cgroup(hook, descriptors[-1], descriptors[0]))
         yield path
     finally:
-        os.close(descriptor)
-        for program in programs:
-            program.cleanup()
-        path.rmdir()  # and with it what is attached to it
+        for descriptor in reversed(descriptors):
+            os.close(descriptor)
+        path.rmdir()
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +221,7 @@ def test_a_connect_that_a_program_refuses_is_told_without_a_packet(
 ) -> None:
     """Beside the fixture's programs, which keep the tracepoint backend looking."""
     client, _, _ = net
-    with redirected(REFUSE, b"refuse") as refusing:
+    with redirected(REFUSE, "refuse") as refusing:
         _, _, complaint = run_client(client, str(refusing), kind, "connect", ASKED, "80")
     assert "ConnectionRefusedError" in complaint
     (record,) = tracer.collect(1, client)
