@@ -28,12 +28,14 @@ def rule(
     affinity: bool | None = None,
     source: str | None = None,
 ) -> Outcome:
-    """A node's rules (or maps) do this with a packet to `to` (as `k8snet-trace explain` takes it).
+    """A node's rules (or maps) do this with a packet to `to` (as `k8snet-trace explain` takes it), from `source`.
 
-    Reasons: verdict, backends, masquerade, affinity.
+    {NAMESPACE/POD} in `source` is that pod's address. Reasons: verdict, backends, masquerade, affinity.
     """
+    source = None if source is None else with_addresses(context.world, source)
     document = explain(context, node, to, source)
-    look = f"sudo k8snet-lab exec {node} -- k8snet-trace explain {to}"
+    sender = f" from {source}" if source else ""
+    look = f"sudo k8snet-lab exec {node} -- k8snet-trace explain {to}{f' --source {source}' if source else ''}"
     for reason, wanted, has in (
         ("verdict", verdict, document["verdict"]),
         ("backends", backends, len(document["backends"])),
@@ -41,7 +43,7 @@ def rule(
         ("affinity", affinity, bool(document["affinity_seconds"])),
     ):
         if wanted is not None and wanted != has:
-            expected = f"the rules of {node} for {to}: {reason} {_word(wanted)}"
+            expected = f"the rules of {node} for {to}{sender}: {reason} {_word(wanted)}"
             return failed(reason, expected=expected, seen=f"{reason} {_word(has)}", look=look)
     return passed(f"{node} sends {to} to {len(document['backends'])} backends" if document["backends"] else verdict)
 
@@ -85,17 +87,27 @@ def conntrack(
 ) -> Outcome:
     """A node's connection tracking has an entry whose tuples have these values (src, dst, sport, dport), or has none.
 
-    `state`: TCP's, such as ESTABLISHED. Reasons: no-entry, entry.
+    {NAMESPACE/POD} is that pod's address. `state`: TCP's, such as ESTABLISHED. Reasons: no-entry, entry.
     """
-    wanted = {"original": dict(original), "reply": dict(reply or {}), "independent": {"state": state} if state else {}}
+    wanted = {
+        "original": _addressed(context, original),
+        "reply": _addressed(context, reply or {}),
+        "independent": {"state": state} if state else {},
+    }
     found = [entry for entry in entries(context, node, protocol) if _fits(entry, wanted)]
     words = f"an entry of {protocol} with {_tuples(wanted)}{f' in state {state}' if state else ''}"
     look = f"sudo k8snet-lab exec {node} -- conntrack -L -p {protocol}"
     if bool(found) == present:
-        return passed(f"{node} has {words}" if present else f"{node} has no such entry")
+        return passed(f"{node} has {_tuples(found[0])}" if present else f"{node} has no such entry")
     if present:
         return failed("no-entry", expected=f"{words} on {node}", seen="none", look=look)
     return failed("entry", expected=f"no {words.removeprefix('an ')} on {node}", seen=_tuples(found[0]), look=look)
+
+
+def _addressed(context: Context, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: with_addresses(context.world, value) if key in ("src", "dst") else value for key, value in values.items()
+    }
 
 
 Entry = dict[str, dict[str, str]]

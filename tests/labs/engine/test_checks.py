@@ -177,6 +177,16 @@ def test_rule(parameters: dict[str, Any], reason: str) -> None:
     assert result(world, "rule", node="node1", to="10.96.0.7:80", **parameters) == reason
 
 
+def test_rule_about_packets_of_a_pod() -> None:
+    pods = {"pod default/client": {"status": {"podIP": "10.244.0.2"}}}
+    command = "node1: k8snet-trace explain 10.96.0.7:80 -o json --source 10.244.0.2"
+    world = FakeWorld(pods, {command: prints({**EXPLAINED, "masquerade": True})})
+    parameters = {"node": "node1", "to": "10.96.0.7:80", "source": "{default/client}"}
+    assert result(world, "rule", **parameters, masquerade=True) == "pass"
+    outcome = check(context(world), Named("rule", {**parameters, "masquerade": False}))
+    assert "10.96.0.7:80 from 10.244.0.2" in outcome.expected and "--source 10.244.0.2" in outcome.look
+
+
 CONNTRACK = """<?xml version="1.0" encoding="utf-8"?>
 <conntrack><flow><meta direction="original"><layer3 protonum="2" protoname="ipv4"><src>10.244.0.2</src>
 <dst>10.96.0.7</dst></layer3><layer4 protonum="6" protoname="tcp"><sport>40000</sport><dport>80</dport></layer4></meta>
@@ -194,12 +204,17 @@ CONNTRACK = """<?xml version="1.0" encoding="utf-8"?>
         ({"original": {"dst": "10.96.0.7"}, "reply": {"src": "10.96.0.7"}}, "no-entry"),
         ({"original": {"dst": "10.96.0.7"}, "present": False}, "entry"),
         ({"original": {"dst": "10.96.0.8"}, "present": False}, "pass"),
+        ({"original": {"src": "{default/client}", "dst": "10.96.0.7"}}, "pass"),
+        ({"original": {"src": "{default/other}", "dst": "10.96.0.7"}}, "no-entry"),
         ({"original": {"dst": "10.96.0.7"}, "state": "TIME_WAIT"}, "pass"),
         ({"original": {"dst": "10.96.0.7"}, "state": "ESTABLISHED"}, "no-entry"),
     ],
 )
 def test_conntrack(parameters: dict[str, Any], reason: str) -> None:
-    world = FakeWorld(commands={"node1: conntrack -L -p tcp -o xml": prints(CONNTRACK)})
+    pods = {
+        f"pod default/{name}": {"status": {"podIP": ip}} for name, ip in (("client", "10.244.0.2"), ("other", "::1"))
+    }
+    world = FakeWorld(pods, {"node1: conntrack -L -p tcp -o xml": prints(CONNTRACK)})
     assert result(world, "conntrack", node="node1", **parameters) == reason
 
 
