@@ -1,0 +1,8 @@
+#!/bin/bash
+# step: conntrack
+# fails: no-entry
+# Opens a connection to the server itself: nothing is translated.
+server=$(kubectl get pod server -o jsonpath='{.status.podIP}')
+setsid k8snet-lab exec default/client -- \
+    bash -c "exec 3<>/dev/tcp/$server/8000; sleep 10" </dev/null >/dev/null 2>&1 &
+sleep 1
