@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from labs.engine.checks.context import Context
+from labs.engine.checks.objects import with_addresses
 from labs.engine.outcome import Outcome, failed, passed
 from labs.engine.world import BEGIN_ANEW, Blocked
 
@@ -26,16 +27,21 @@ def record(context: Context, *, match: Mapping[str, Any], words: str, at_least: 
     """The live trace has seen at least so many connections that `match`: dotted keys of a record and their values.
 
     A value may be a list: one of these. A text may have * in it for any characters; "*": anything but null.
-    `words`: the connection in words, for the learner.
+    {NAMESPACE/POD} is that pod's address. `words`: the connection in words, for the learner.
     Those made since the lesson began count; `anew`: only those since this step did. Reason: not-seen.
     """
     if context.records is None:
         raise Blocked("this lesson keeps no live trace", hint=BEGIN_ANEW)
+    match = {key: _with_addresses(context, wanted) for key, wanted in match.items()}
     found = [one for one in read(context.records, context.since if anew else 0.0) if matches(one, match)]
     if len(found) < at_least:
         seen = f"{len(found)} of {at_least}" if found else "none"
         return failed("not-seen", expected=words, seen=seen, look="sudo k8snet-trace")
     return passed(line(found[-1]))
+
+
+def _with_addresses(context: Context, wanted: Any) -> Any:
+    return with_addresses(context.world, wanted) if isinstance(wanted, str) else wanted
 
 
 def read(path: Path, since: float) -> Iterator[dict[str, Any]]:

@@ -584,7 +584,7 @@ def test_record(tmp_path: Path) -> None:
         record("2026-11-29T10:00:01.5Z", outcome="refused", backend=None),
     ]
     (tmp_path / "records.jsonl").write_text("\n".join(lines) + '\n{"type": "connec')
-    world = FakeWorld()
+    world = FakeWorld({"pod default/far": FAR})
 
     def look(match: dict[str, Any], **more: Any) -> str:
         return result(world, "record", tmp_path, match=match, words="a connection", **more)
@@ -598,6 +598,9 @@ def test_record(tmp_path: Path) -> None:
     assert look({"backend.pod": "web-*", "outcome": ["ref*", "est*"]}, at_least=2) == "not-seen"
     assert look({"backend.pod": "web-*", "outcome": ["ref*", "est*"]}) == "pass"
     assert look({"backend.pod": "*web"}) == "not-seen"
+    assert look({"backend.ip": "{default/far}"}) == "pass"
+    assert look({"destination.ip": "{default/far}"}) == "not-seen"
+    assert look({"backend.ip": "{default/other}"}) == "no-pod"
     assert look({"source.nothing.at.all": "x"}) == "not-seen"
     outcome = check(context(world, tmp_path), Named("record", {"match": {"backend.pod": "*"}, "words": "x"}))
     assert outcome.seen.startswith("10:00:00.000 curl[1] default/client → default/web:80 (10.96.0.7) ⇒ web-1")
