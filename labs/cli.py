@@ -269,12 +269,16 @@ def bench() -> None:
     epilog="""\b
 Examples:
   sudo k8snet-lab bench scale --quick                               up to 1,000 Services: a minute
+  sudo k8snet-lab bench scale --quick --flows-only                  how long a new connection takes, and no more
   sudo k8snet-lab bench scale --output scale                        all: a quarter of an hour
   sudo k8snet-lab bench scale --datapath nftables --datapath ebpf   two of the four
   sudo k8snet-lab bench scale --quick -o json | jq '.results[] | [.datapath, .services, .new_flow_us.p50]'
 """
 )
 @click.option("--quick", is_flag=True, help="Up to 1,000 Services, and fewer runs: under two minutes.")
+@click.option(
+    "--flows-only", is_flag=True, help="Only loading and new flows: neither rates nor changes, half the time."
+)
 @click.option("--max", "most", type=int, metavar="N", help="The greatest number of Services, instead of 10,000.")
 @click.option(
     "--datapath",
@@ -293,7 +297,14 @@ Examples:
     "a run that was interrupted.",
 )
 @click.option("-o", "format_", type=click.Choice(["table", "json"]), default="table", show_default=True)
-def scale(quick: bool, most: int | None, datapaths: tuple[str, ...], directory: Path | None, format_: str) -> None:
+def scale(
+    quick: bool,
+    flows_only: bool,
+    most: int | None,
+    datapaths: tuple[str, ...],
+    directory: Path | None,
+    format_: str,
+) -> None:
     """Compare what many Services cost in each datapath.
 
     With 10 to 10,000 Services of 3 endpoints: how long a new connection takes, and connections per second, keep-alive
@@ -306,7 +317,7 @@ def scale(quick: bool, most: int | None, datapaths: tuple[str, ...], directory: 
     from labs.bench import machine, plots, report, results
     from labs.bench import scale as measurement
 
-    plan = measurement.plan(quick=quick, most=most, datapaths=datapaths)
+    plan = measurement.plan(quick=quick, most=most, datapaths=datapaths, flows_only=flows_only)
     draws = directory is not None and _can_draw()
     journal = measurement.open_journal(plan, directory, machine.describe())
     try:
@@ -316,7 +327,7 @@ def scale(quick: bool, most: int | None, datapaths: tuple[str, ...], directory: 
         if directory is not None:
             say(f"interrupted; the same command goes on with what is in {directory}")
         raise
-    found = results.collect(journal, plan.datapaths, plan.sizes)
+    found = results.collect(journal, plan.datapaths, plan.sizes, flows_only=flows_only)
     if format_ == "json":
         click.echo(json.dumps(report.document(journal.machine, found), indent=2))
     else:

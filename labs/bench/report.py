@@ -29,6 +29,10 @@ class Column:
     value: Callable[[Result], str]
 
 
+def _told(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
 WHICH = (
     Column("Services", lambda one: f"{one.services:,}"),
     Column("datapath", lambda one: one.datapath),
@@ -43,27 +47,35 @@ FLOWS = (
     Column("to a pod", lambda one: f"{one.by_target[DIRECT]['p50']:.1f}"),
 )
 REST = (
-    Column("new /s", lambda one: f"{one.short_connections_per_s:,.0f}"),
-    Column("kept /s", lambda one: f"{one.keepalive_requests_per_s:,.0f}"),
+    Column("new /s", lambda one: _told(one.short_connections_per_s, ",.0f")),
+    Column("kept /s", lambda one: _told(one.keepalive_requests_per_s, ",.0f")),
     Column("rules", lambda one: f"{one.rules:,}"),
-    Column("MB", lambda one: "" if one.memory_mb is None else f"{one.memory_mb:.1f}"),
+    Column("MB", lambda one: _told(one.memory_mb, ".1f")),
     Column("full sync, s", lambda one: f"{one.full_sync_s:.2f}"),
-    Column("change, ms", lambda one: f"{one.endpoint_update_ms:.2f}"),
+    Column("change, ms", lambda one: _told(one.endpoint_update_ms, ".2f")),
 )
-# Title of each table, its columns, and what they mean
-TABLES = (
+# Title of each table, its columns, and what they mean: by a column's title, where it need not be there
+TABLES: tuple[tuple[str, tuple[Column, ...], dict[str, str]], ...] = (
     (
         "Time of a new flow, µs",
         (*WHICH, *FLOWS),
-        "connect() to the first, a middle and the last Service in the order of the rules, in the quickest quarter of "
-        "all turns; middle half: between which values the medians of half of the turns lie; first, last, to a pod: "
-        "p50, the latter without any Service",
+        {
+            "p50": "connect() to the first, a middle and the last Service in the order of the rules, in the quickest "
+            "quarter of all turns",
+            "middle half": "middle half: between which values the medians of half of the turns lie",
+            "first": "first, last, to a pod: p50, the latter without any Service",
+        },
     ),
     (
         "Rates, size, changes",
         (*WHICH, *REST),
-        "new: connections of one request each; kept: requests on connections that stay, the control; rules: or map "
-        "entries; MB: memory of the kernel; change: one endpoint's, until it is in effect",
+        {
+            "new /s": "new: connections of one request each",
+            "kept /s": "kept: requests on connections that stay, the control",
+            "rules": "rules: or map entries",
+            "MB": "MB: memory of the kernel",
+            "change, ms": "change: one endpoint's, until it is in effect",
+        },
     ),
 )
 
@@ -75,7 +87,13 @@ def document(machine: dict[str, Any], results: Sequence[Result]) -> dict[str, An
 
 def tables(results: Sequence[Result]) -> list[Table]:
     """For a terminal of 80 columns or more, with a line between numbers of Services."""
-    return [_table(title, columns, caption, results) for title, columns, caption in TABLES]
+    return [_table(title, *_measured(columns, words, results), results) for title, columns, words in TABLES]
+
+
+def _measured(columns: Sequence[Column], words: dict[str, str], results: Sequence[Result]) -> tuple[list[Column], str]:
+    """The columns that hold anything, and what those mean."""
+    shown = [column for column in columns if any(column.value(one) for one in results)]
+    return shown, "; ".join(words[column.title] for column in shown if column.title in words)
 
 
 def _table(title: str, columns: Sequence[Column], caption: str, results: Sequence[Result]) -> Table:
@@ -99,7 +117,8 @@ def _table(title: str, columns: Sequence[Column], caption: str, results: Sequenc
 def markdown(results: Sequence[Result]) -> str:
     """For docs/performance.md."""
     parts = []
-    for title, columns, caption in TABLES:
+    for title, every, words in TABLES:
+        columns, caption = _measured(every, words, results)
         lines = [
             f"{title} ({caption}):",
             "",

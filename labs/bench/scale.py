@@ -62,14 +62,17 @@ QUICK = Method(rounds=1, sweeps=32, samples=50, seconds=1, updates=3)
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is measured, and how."""
+    """What is measured, and how. `flows_only`: new flows and loading, neither rates nor changes."""
 
     datapaths: tuple[str, ...]
     sizes: tuple[int, ...]
     method: Method
+    flows_only: bool = False
 
 
-def plan(*, quick: bool = False, most: int | None = None, datapaths: Sequence[str] = ()) -> Plan:
+def plan(
+    *, quick: bool = False, most: int | None = None, datapaths: Sequence[str] = (), flows_only: bool = False
+) -> Plan:
     """The plan for what was asked. `most`: the greatest number of Services. Raises UsageError."""
     sizes: tuple[int, ...] = QUICK_SIZES if quick else SIZES
     if most is not None:
@@ -77,7 +80,7 @@ def plan(*, quick: bool = False, most: int | None = None, datapaths: Sequence[st
             raise UsageError(f"--max {most}: from {FEWEST} to {objects.MAX_SERVICES:,} Services can be measured")
         sizes = (*(size for size in sizes if size < most), most)
     chosen = tuple(name for name in DATAPATHS if name in datapaths or not datapaths)
-    return Plan(chosen, sizes, QUICK if quick else THOROUGH)
+    return Plan(chosen, sizes, QUICK if quick else THOROUGH, flows_only)
 
 
 class Progress(Protocol):
@@ -150,6 +153,8 @@ def schedule(plan: Plan) -> list[Step]:
     for number in range(method.rounds):
         for sweep in range(method.sweeps):
             add("flows", number * method.sweeps + sweep, {"samples": method.samples}, 6e-4 * method.samples)
+        if plan.flows_only:
+            continue
         add("rates", number, {"seconds": method.seconds}, 2.0 * method.seconds + 0.2)
         add("updates", number, {"count": method.updates}, 0.1 * method.updates)
     return steps
@@ -216,7 +221,8 @@ def _inherited_path() -> list[str]:
 def _require(plan: Plan) -> None:
     if os.geteuid() != 0:
         raise NotRoot("network namespaces can only be made by root", hint="run it with sudo")
-    require_programs()
+    if not plan.flows_only:
+        require_programs()
     needed = {f"iptables-{variant_of(datapath)}-restore": "iptables" for datapath in plan.datapaths}
     if NFTABLES in plan.datapaths:
         needed["nft"] = "nftables"

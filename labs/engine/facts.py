@@ -14,7 +14,7 @@ from typing import Any
 import jsonpath
 
 from labs.engine import socketmaps
-from labs.engine.checks import kernel, records, traffic
+from labs.engine.checks import kernel, measurements, records, traffic
 from labs.engine.checks.context import Context
 from labs.engine.checks.counters import endpoint_of_chains
 from labs.engine.checks.objects import ready_addresses
@@ -106,6 +106,25 @@ def position(context: Context, *, node: str, to: str, chain: str) -> Expected:
     raise K8snetError(f"no rule of {chain} on {node} takes a packet to {to}")
 
 
+def rules_passed(context: Context, *, node: str, to: str, source: str | None = None) -> Expected:
+    """How many rules a new flow passes on a node, as `explain -v` tells it."""
+    return f"{kernel.explain(context, node, to, source)['passed']['rules']:g}"
+
+
+def nanoseconds_a_rule(context: Context, *, directory: str, datapath: str) -> Expected:
+    """By how much each rule lengthens a new flow, by what the learner measured with most Services; about it is right.
+
+    Raises MissingError when nothing was measured.
+    """
+    found = [one for one in measurements.results(context, directory) if one["datapath"] == datapath]
+    if not found:
+        raise MissingError(f"{datapath} has not been measured into {directory}", hint="k8snet-lab show")
+    most = max(found, key=lambda one: int(one["services"]))
+    first = most["new_flow_us_by_target"]["first"]["p50"]
+    each = 1000 * (measurements.last_flow(most) - first) / most["services"]
+    return {f"{each + tenths / 10:.1f}" for tenths in range(-10, 11)} | {str(round(each + one)) for one in (-1, 0, 1)}
+
+
 def slot_list(context: Context, *, node: str, service: str, namespace: str = "default") -> Expected:
     """The number of the list in which the eBPF datapath on a node has the endpoints of a Service's first port."""
     return str(socketmaps.list_of(context.world, node, service, namespace)[0])
@@ -185,6 +204,8 @@ FACTS: Mapping[str, Callable[..., Expected]] = {
     "recorded": recorded,
     "remembered": remembered,
     "route": route,
+    "nanoseconds_a_rule": nanoseconds_a_rule,
+    "rules_passed": rules_passed,
     "slot_list": slot_list,
     "source_address": source_address,
 }

@@ -114,7 +114,8 @@ class Miniature:
 
     def trace(self, node: str, *arguments: str, seconds: float = RUN_SECONDS) -> Ran:
         where = "--from" if arguments[0] == "probe" else "--netns"
-        command = [sys.executable, "-m", "tracer", *arguments, where, str(self._pids[node])]
+        names = ["--kubeconfig", str(self.kubeconfig)]  # maps of eBPF hold addresses only
+        command = [sys.executable, "-m", "tracer", *arguments, *names, where, str(self._pids[node])]
         return ran(command, seconds=seconds)
 
     def nodes(self) -> list[str]:

@@ -18,7 +18,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from labs.engine.checks import bpfprogram, counters, files, invariants, kernel, objects, programs, records, traffic
+from labs.engine.checks import (
+    bpfprogram,
+    counters,
+    files,
+    invariants,
+    kernel,
+    measurements,
+    objects,
+    programs,
+    records,
+    traffic,
+)
 from labs.engine.checks.context import Context
 from labs.engine.outcome import Outcome, Result, failed
 from labs.engine.spec import Named
@@ -46,7 +57,9 @@ CHECKS: Mapping[str, Check] = {
     "record": records.record,
     "route": kernel.route,
     "route_get": kernel.route_get,
+    "passes": kernel.passes,
     "rule": kernel.rule,
+    "scaling": measurements.scaling,
     "script": traffic.script,
     "service": objects.service,
     "shares": programs.shares,

@@ -62,6 +62,29 @@ def no_rule(context: Context, *, node: str, chain: str, target: str, table: str 
     return passed(f"{chain} of {node} leads nowhere to {target}")
 
 
+def passes(
+    context: Context,
+    *,
+    node: str,
+    to: str,
+    at_least: int = 0,
+    at_most: int | None = None,
+    source: str | None = None,
+) -> Outcome:
+    """A new flow to `to` passes so many rules of a node (`explain -v` tells it). Reasons: no-service, few, many."""
+    look = f"sudo k8snet-lab exec {node} -- k8snet-trace explain {to} -v"
+    namespace, _, name = to.rpartition(":")[0].partition("/")
+    if name and get(context.world, "service", name, namespace) is None:
+        return failed("no-service", expected=f"the Service {namespace}/{name}", seen="it is not there", look=look)
+    has = explain(context, node, to, source)["passed"]["rules"]
+    seen = f"it passes {has:g} rules"
+    if has < at_least:
+        return failed("few", expected=f"a new flow to {to} to pass {at_least} rules or more", seen=seen, look=look)
+    if at_most is not None and has > at_most:
+        return failed("many", expected=f"a new flow to {to} to pass {at_most} rules or fewer", seen=seen, look=look)
+    return passed(f"a new flow to {to} passes {has:g} rules of {node}")
+
+
 def explain(context: Context, node: str, to: str, source: str | None = None) -> dict[str, Any]:
     """What `k8snet-trace explain` says of one destination on a node. Raises K8snetError."""
     options = ["--source", source] if source else []

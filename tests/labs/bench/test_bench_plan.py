@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from labs.bench import objects, scale
+from labs.bench import objects, report, results, scale
 from labs.bench.names import DATAPATHS
 from labs.bench.scale import Step
 from tests.labs.bench.measured import fill, flows, journal
@@ -152,6 +152,32 @@ def test_a_run_that_was_interrupted_goes_on_where_it_was(workers: Any) -> None:
     third = workers(FakeWorkers())
     scale.run(plan, kept, Nobody())
     assert third.started == []
+
+
+def test_flows_only_measures_nothing_else_and_needs_no_programs(workers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scale, "require_programs", lambda: pytest.fail("wrk is not needed"))
+    monkeypatch.setattr(scale.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(scale.shutil, "which", lambda name: name)
+    require = scale._require
+    plan = scale.plan(quick=True, most=100, datapaths=("nftables", "ebpf"), flows_only=True)
+    kept, fake = journal(plan), workers(FakeWorkers())
+    require(plan)
+    scale.run(plan, kept, Nobody())
+    assert Counter(fake.asked) == Counter(load=4, flows=32 * 4)
+    found = results.collect(kept, plan.datapaths, plan.sizes, flows_only=True)
+    assert [(one.datapath, one.services) for one in found] == [
+        ("nftables", 10), ("ebpf", 10), ("nftables", 100), ("ebpf", 100)
+    ]  # fmt: skip
+    assert results.collect(kept, plan.datapaths, plan.sizes) == []
+    assert {found[0].short_connections_per_s, found[0].keepalive_requests_per_s, found[0].endpoint_update_ms} == {None}
+    assert found[0].to_json()["endpoint_update_ms"] is None
+    told = report.markdown(found)
+    assert "rules" in told and "p50" in told
+    assert not any(word in told for word in ("new /s", "kept", "change, ms", "change:"))
+    assert [verdict.target for verdict in results.verdicts(found)] == [
+        "a new flow with 100 Services within 10% of one with 10",
+        "a new flow quicker than with every other datapath at 100 Services",
+    ]
 
 
 def test_only_what_is_not_complete_is_loaded_again(workers: Any) -> None:
