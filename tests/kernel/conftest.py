@@ -40,17 +40,19 @@ class Tracer:
         self._since = time.time_ns() - CLOCK_SLACK_NS
 
     def collect(self, count: int, *namespaces: Namespace, seconds: float = 5) -> list[Seen]:
-        """Wait for `count` records of the namespaces' sockets, and a moment more for one too many."""
+        """Wait for `count` records of the namespaces' sockets, and a moment more for one too many; for none, all of
+        `seconds`.
+        """
         inodes = {namespace.inode for namespace in namespaces}
         seen: list[Seen] = []
-        deadline = time.monotonic() + seconds * self._patience
+        deadline = time.monotonic() + seconds * (self._patience if count else 1)
         while time.monotonic() < deadline:
             for item in self.source.read(0.1):
                 raw = RawConnection._make(item)
                 shape = Shape.unpack(raw.shape)
                 if shape.netns in inodes and raw.time_ns >= self._since:
                     seen.append(Seen(raw, shape))
-            if len(seen) >= count and deadline > time.monotonic() + 0.3:
+            if 0 < count <= len(seen) and deadline > time.monotonic() + 0.3:
                 deadline = time.monotonic() + 0.3
         return seen
 
