@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from labs.engine.checks.context import Context
 from labs.engine.checks.objects import ready_addresses
@@ -15,6 +16,7 @@ from labs.engine.outcome import Outcome, failed, passed
 from labs.engine.world import get
 from tracer.errors import K8snetError
 
+SERVICE_NAME = "kubernetes.io/service-name"
 TOLERANCE = 0.006  # a share may be printed with two digits
 _LINE = re.compile(r"^(\d+\.\d+\.\d+\.\d+:\d+)\s+(\d+(?:\.\d+)?)$", re.MULTILINE)
 Shares = dict[str, float]
@@ -28,8 +30,9 @@ def shares(context: Context, *, file: str, node: str, services: Sequence[str]) -
     """
     path = context.workspace / file
     if not path.exists():
-        return failed("missing", expected=f"the file {path}", seen="there is none", look="k8snet-lab reset --step")
-    wanted = {name: _expected(context, name) for name in services}
+        return failed("missing", expected=f"the file {path}", seen="there is none", look="sudo k8snet-lab reset --step")
+    objects = get(context.world, "services,endpointslices", namespace="*")  # one look: kubectl takes a while to start
+    wanted = {name: _expected(objects, name) for name in services}
     addresses = [address for address, _ in wanted.values()]
     ran = context.world.run(node, sys.executable, "-", *addresses, feed=path.read_text("utf-8", "replace"))
     look = f"sudo k8snet-lab python {node} {path} {' '.join(addresses)}"
@@ -61,20 +64,26 @@ def _compare(name: str, right: Shares, printed: Shares, look: str) -> Outcome | 
     return None
 
 
-def _expected(context: Context, name: str) -> tuple[str, Shares]:
+def _expected(objects: Sequence[dict[str, Any]], name: str) -> tuple[str, Shares]:
     """A Service port's ClusterIP:PORT, and the share of each of its ready endpoints, as the API has them."""
-    namespace, _, rest = name.partition("/")
-    service, _, port = rest.partition(":")
-    found = get(context.world, "service", service, namespace)
-    slices = get(context.world, "endpointslices", None, namespace, f"kubernetes.io/service-name={service}")
-    numbers = [one["port"] for one in (found["spec"]["ports"] if found else ()) if one.get("name") == port]
+    whole, _, port = name.partition(":")
+    namespace, _, service = whole.partition("/")
+    own = [one for one in objects if one["metadata"]["namespace"] == namespace]
+    addresses = [
+        f"{one['spec']['clusterIP']}:{entry['port']}"
+        for one in own
+        if one["kind"] == "Service" and one["metadata"]["name"] == service
+        for entry in one["spec"]["ports"]
+        if entry.get("name") == port
+    ]
     endpoints = {
         f"{address}:{entry['port']}"
-        for item in slices
-        for entry in item.get("ports") or ()
+        for one in own
+        if one["kind"] == "EndpointSlice" and one["metadata"]["labels"].get(SERVICE_NAME) == service
+        for entry in one.get("ports") or ()
         if entry.get("name") == port
-        for address in ready_addresses([item])
+        for address in ready_addresses([one])
     }
-    if not numbers or not endpoints:
-        raise K8snetError(f"{name} is not there, or has no ready endpoints", hint="k8snet-lab reset --step")
-    return f"{found['spec']['clusterIP']}:{numbers[0]}", dict.fromkeys(endpoints, 1 / len(endpoints))
+    if not addresses or not endpoints:
+        raise K8snetError(f"{name} is not there, or has no ready endpoints", hint="sudo k8snet-lab reset --step")
+    return addresses[0], dict.fromkeys(endpoints, 1 / len(endpoints))

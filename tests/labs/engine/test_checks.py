@@ -635,7 +635,9 @@ TWO_PORTS = {**WEB, "spec": {**WEB["spec"], "ports": PORTS}}
 
 def two_ports(*endpoints: dict[str, Any]) -> list[dict[str, Any]]:
     (one,) = slices(*endpoints)
-    return [{**one, "ports": [{"name": "metrics", "port": 9090}, {"name": "http", "port": 8080}]}]
+    return [
+        {**one, "kind": "EndpointSlice", "ports": [{"name": "metrics", "port": 9090}, {"name": "http", "port": 8080}]}
+    ]
 
 
 @pytest.mark.parametrize(
@@ -655,8 +657,10 @@ def two_ports(*endpoints: dict[str, Any]) -> list[dict[str, Any]]:
 def test_shares(tmp_path: Path, printed: Ran | None, reason: str) -> None:
     if printed is not None:
         (tmp_path / "chains.py").write_text("print()")
-    objects = {"service default/web": TWO_PORTS, "endpointslices default": two_ports(*READY, UNREADY)}
-    world = FakeWorld(objects, {f"node1: {sys.executable} - 10.96.0.7:80": printed or Ran(0, "", "")})
+    objects = [{**TWO_PORTS, "kind": "Service"}, *two_ports(*READY, UNREADY)]
+    world = FakeWorld(
+        {"services,endpointslices *": objects}, {f"node1: {sys.executable} - 10.96.0.7:80": printed or Ran(0, "", "")}
+    )
     parameters: dict[str, Any] = {"file": "chains.py", "node": "node1", "services": ["default/web:http"]}
     assert result(world, "shares", tmp_path, **parameters) == reason
 
