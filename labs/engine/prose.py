@@ -79,7 +79,7 @@ def read(path: Path) -> Page:
     sections = tuple(
         Section(
             title,
-            "\n".join(lines[start + 1 : end]).strip(),
+            "\n".join(lines[start + 1 : end]).strip("\n").rstrip(),  # the first line may be a block's, indented
             tuple(block for block in blocks if start < block.line - 1 < end),
         )
         for (start, title), end in zip(headings, ends, strict=False)

@@ -35,6 +35,11 @@ def test_sections_and_their_blocks(tmp_path: Path) -> None:
     assert two.blocks[0].words == {"unordered", "fails"}
 
 
+def test_a_section_that_begins_with_an_indented_block_keeps_its_form(tmp_path: Path) -> None:
+    (section,) = read(tmp_path, "## One\n\n    a  b\n    c  d\n\nText.\n\n").sections
+    assert section.text == "    a  b\n    c  d\n\nText."
+
+
 @pytest.mark.parametrize(
     ("block", "complaint"),
     [
