@@ -63,18 +63,6 @@ def chain(context: Context, *, node: str, to: str, prefix: str) -> Expected:
     return found
 
 
-def probability(context: Context, *, node: str, to: str, number: int) -> Expected:
-    """What the rules of iptables on a node say in the `number`th choice by chance of an endpoint for `to`."""
-    rules = [str(step.get("rule") or "") for step in kernel.explain(context, node, to)["steps"]]
-    found = [match[1] for rule in rules if (match := re.search(r"--probability (\S+)", rule))]
-    if len(found) < number:
-        raise MissingError(
-            f"the rules of {node} for {to} leave only {len(found)} choices to chance",
-            hint="kubectl get endpointslices -A",
-        )
-    return found[number - 1]
-
-
 def remembered(context: Context, *, node: str, client: str, service: str, namespace: str = "default") -> Expected:
     """The endpoint with which session affinity keeps a pod, by the lists of the kernel's match `recent` on a node."""
     ip = get(context.world, "pod", client.partition("/")[2], client.partition("/")[0])["status"]["podIP"]
@@ -200,7 +188,6 @@ FACTS: Mapping[str, Callable[..., Expected]] = {
     "objects": objects,
     "position": position,
     "ready_endpoints": ready_endpoints,
-    "probability": probability,
     "recorded": recorded,
     "remembered": remembered,
     "route": route,

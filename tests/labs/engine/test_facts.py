@@ -19,13 +19,6 @@ STEPS = [
 ]
 BACKENDS = [{"ip": "10.244.0.5", "port": 8080}, {"ip": "fd00:10:244::5", "port": 8080}]
 LINKS = [{"ifindex": 2, "ifname": "eth0"}, {"ifindex": 7, "ifname": "veth1234"}]
-BY_CHANCE = [
-    {
-        "chain": "KUBE-SVC-A",
-        "rule": f"-A KUBE-SVC-A -m statistic --mode random --probability {chance} -j KUBE-SEP-{chance}",
-    }
-    for chance in ("0.33333333349", "0.50000000000")
-]
 RECENT = "/proc/net/xt_recent/KUBE-SEP-X:src={ip} ttl: 64 last_seen: 4295376505 oldest_pkt: 1 4295376505\n"
 WORLD = FakeWorld(
     {
@@ -40,7 +33,6 @@ WORLD = FakeWorld(
         "default/client: sh -c curl": prints(
             f"{METRICS.format(inside=1, outside=0)}----\n{METRICS.format(inside=9, outside=0)}"
         ),
-        "node1: k8snet-trace explain default/by-chance": prints({"steps": [*STEPS, *BY_CHANCE]}),
         "node1: iptables-save -c -t nat": prints(dnat(3, "10.244.1.5:80")),
         "node1: grep -rH ^src= /proc/net/xt_recent/": prints(
             RECENT.format(ip="10.244.1.5") + RECENT.format(ip="10.244.0.9").replace("-X", "-OTHER")
@@ -67,7 +59,6 @@ WORLD = FakeWorld(
         ("count", {"kind": "pods"}, {"2"}),
         ("ready_endpoints", {"service": "web"}, {"2"}),
         ("chain", {"node": "node1", "to": "default/web:80", "prefix": "KUBE-SVC-"}, {"KUBE-SVC-A"}),
-        ("probability", {"node": "node1", "to": "default/by-chance:80", "number": 2}, {"0.50000000000"}),
         ("remembered", {"node": "node1", "client": "default/far", "service": "web"}, {"10.244.1.5:80", "10.244.1.5"}),
         ("dns_status", {"name": "web", "server": "10.96.0.10"}, {"NXDOMAIN"}),
         ("dns_queries", {"name": "web"}, {"8"}),
@@ -134,7 +125,6 @@ def test_a_command_that_fails_is_no_fact() -> None:
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [
-        ("probability", {"node": "node1", "to": "default/by-chance:80", "number": 3}),
         ("remembered", {"node": "node2", "client": "default/far", "service": "web"}),
         ("remembered", {"node": "node1", "client": "default/far", "service": "other"}),
     ],
