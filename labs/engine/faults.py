@@ -22,7 +22,11 @@ FLOW_TRIES = 5
 
 
 def rule(world: World, *, node: str, rule: str, table: str = "filter", family: int = 4) -> None:
-    """Insert a rule of iptables on a node: `rule` as after `iptables -I`, such as "FORWARD -d 10.0.0.1 -j DROP"."""
+    """Insert a rule of iptables on a node: `rule` as after `iptables -I`, such as "FORWARD -d 10.0.0.1 -j DROP".
+
+    `node` may be NAMESPACE/POD: the node of that pod.
+    """
+    node = kernel.node_of(world, node) if "/" in node else node
     command = "iptables" if family == 4 else "ip6tables"
     chain, *rest = rule.split()
     if world.run(node, command, "-w", "-t", table, "-C", chain, *rest).code != 0:

@@ -229,13 +229,19 @@ def _route_to(world: World, target: str, to: str) -> dict[str, Any] | None:
     return found
 
 
-def cable(world: World, pod: str) -> tuple[str, str]:
-    """The node of a pod (NAMESPACE/POD), and the device there that is the other end of its eth0. Raises K8snetError."""
+def node_of(world: World, pod: str) -> str:
+    """The node of a pod (NAMESPACE/POD). Raises NoPod."""
     namespace, _, name = pod.partition("/")
     found = get(world, "pod", name, namespace)
     node = None if found is None else found["spec"].get("nodeName")
     if not node:
         raise NoPod(pod)
+    return str(node)
+
+
+def cable(world: World, pod: str) -> tuple[str, str]:
+    """The node of a pod (NAMESPACE/POD), and the device there that is the other end of its eth0. Raises K8snetError."""
+    node = node_of(world, pod)
     (eth0,) = (one for one in world.run(pod, "ip", "-j", "link", "show", "dev", "eth0").json() if one)
     for one in world.run(node, "ip", "-j", "link", "show").json():
         if one.get("ifindex") == eth0.get("link_index"):

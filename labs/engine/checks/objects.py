@@ -204,6 +204,23 @@ def pods(
     return passed(f"{what}: {names}")
 
 
+def newest_pod(world: World, deployment: str) -> str | None:
+    """The newest ready pod of a Deployment (NAMESPACE/NAME), as NAMESPACE/POD; None when it has none."""
+    namespace, _, name = deployment.partition("/")
+    found = get(world, "deployment", name, namespace)
+    labels = {} if found is None else found["spec"]["selector"].get("matchLabels") or {}
+    if not labels:
+        return None
+    selector = ",".join(f"{key}={value}" for key, value in labels.items())
+    ready = [
+        pod
+        for pod in get(world, "pods", None, namespace, selector)
+        if _is_ready(pod) and "deletionTimestamp" not in pod["metadata"]
+    ]
+    newest = max(ready, key=_created, default=None)
+    return None if newest is None else f"{namespace}/{newest['metadata']['name']}"
+
+
 def _is_ready(pod: dict[str, Any]) -> bool:
     conditions = (pod.get("status") or {}).get("conditions") or ()
     return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)

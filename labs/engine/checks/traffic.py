@@ -17,7 +17,7 @@ import yaml
 
 from labs.engine.checks.context import Context
 from labs.engine.checks.counters import counted
-from labs.engine.checks.objects import endpoint_addresses, with_addresses
+from labs.engine.checks.objects import endpoint_addresses, newest_pod, with_addresses
 from labs.engine.outcome import Outcome, failed, passed
 from labs.engine.world import get
 from tracer.errors import K8snetError
@@ -85,12 +85,25 @@ def _message(text: str) -> dict[str, Any] | None:
 
 
 def queries(
-    context: Context, *, name: str, source: str = "default/client", both: bool = False, at_most: int
+    context: Context,
+    *,
+    name: str,
+    source: str = "default/client",
+    deployment: str | None = None,
+    both: bool = False,
+    at_most: int,
 ) -> Outcome:
     """A name, looked up by `source` as its programs do it, is found, and costs at most so many DNS queries.
 
-    `both`: IPv6 addresses are looked for, too. Reasons: no-answer, too-many.
+    `deployment`: NAMESPACE/NAME; its newest ready pod is `source`. `both`: IPv6 addresses are looked for, too.
+    Reasons: no-pod, no-answer, too-many.
     """
+    if deployment is not None:
+        pod = newest_pod(context.world, deployment)
+        if pod is None:
+            look = f"kubectl -n {deployment.partition('/')[0]} get pods"
+            return failed("no-pod", expected=f"a ready pod of {deployment}", seen="there is none", look=look)
+        source = pod
     number = count_queries(context, source, name, both=both)
     kind = "an address" if both else "an IPv4 address"
     expected = f"{source} to find {kind} of {name} with {at_most} quer{'y' if at_most == 1 else 'ies'} or less"

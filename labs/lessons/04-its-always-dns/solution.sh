@@ -23,8 +23,8 @@ step_count_them() {
 }
 
 step_fewer_queries() {
-    sed -i 's/value: "5"/value: "2"/' "$WORKSPACE/thrifty.yaml"
-    kubectl apply -f "$WORKSPACE/thrifty.yaml"
+    kubectl patch deployment thrifty -p '{"spec":{"template":{"spec":{"dnsConfig":{"options":[{"name":"ndots","value":"2"}]}}}}}'
+    kubectl rollout status deployment thrifty --timeout=20s
 }
 
 step_recursion() {
@@ -38,7 +38,8 @@ step_refused_at_once() {
 }
 
 step_silence() {
-    k8snet-lab exec node1 -- iptables -D FORWARD -s 10.244.0.0/24 -p udp --dport 53 -j DROP
+    node=$(kubectl get pod client -o jsonpath='{.spec.nodeName}')
+    k8snet-lab exec "$node" -- iptables -D FORWARD ! -i eth0 -p udp --dport 53 -j DROP
 }
 
 [ "${BASH_SOURCE[0]}" != "$0" ] || exec k8snet-lab solve its-always-dns

@@ -387,6 +387,33 @@ def test_queries(ran: Ran, at_most: int, reason: str) -> None:
     assert "getent ahostsv4 web.shop" in world.asked[-1]
 
 
+def pod_of_web(name: str, second: int, *, ready: bool = True, ends: bool = False) -> dict[str, Any]:
+    metadata = {"name": name, "creationTimestamp": f"2026-11-29T10:00:0{second}Z"}
+    if ends:
+        metadata["deletionTimestamp"] = "2026-11-29T10:00:09Z"
+    conditions = [{"type": "Ready", "status": "True" if ready else "False"}]
+    return {"metadata": metadata, "status": {"conditions": conditions}}
+
+
+@pytest.mark.parametrize(
+    ("pods", "reason"),
+    [
+        ([pod_of_web("old", 1), pod_of_web("new", 2)], "pass"),
+        ([pod_of_web("new", 1), pod_of_web("starts", 2, ready=False), pod_of_web("ends", 3, ends=True)], "pass"),
+        ([pod_of_web("starts", 2, ready=False)], "no-pod"),
+        (None, "no-pod"),
+    ],
+)
+def test_queries_of_a_deployment(pods: list[dict[str, Any]] | None, reason: str) -> None:
+    deployment = {"spec": {"selector": {"matchLabels": {"app": "web"}}}}
+    objects: dict[str, Any] = {"endpoints kube-system/kube-dns": KUBE_DNS}
+    if pods is not None:
+        objects.update({"deployment shop/web": deployment, "pods shop": pods})
+    counts = f"{METRICS.format(inside=1, outside=0)}----\n{METRICS.format(inside=2, outside=0)}"
+    world = FakeWorld(objects, {"shop/new: sh -c curl": Ran(0, counts, "")})
+    assert result(world, "queries", deployment="shop/web", name="web", at_most=1) == reason
+
+
 def test_queries_that_nobody_is_there_to_answer() -> None:
     for objects in ({}, {"endpoints kube-system/kube-dns": {"metadata": {}}}):
         assert result(FakeWorld(objects), "queries", name="web.shop", at_most=1) == "no-answer"

@@ -26,6 +26,14 @@ def test_a_cable_is_found_by_its_index_also_when_it_is_down_already() -> None:
         assert world.asked[-1] == "node2: ip link set dev veth1234 down"
 
 
+def test_a_rule_on_the_node_of_a_pod() -> None:
+    world = FakeWorld(
+        {"pod default/far": FAR}, {"node2: iptables -w -t filter -C": Ran(1, "", ""), "node2: ": Ran(0, "", "")}
+    )
+    faults.inject(world, "rule", {"node": "default/far", "rule": "FORWARD -p udp -j DROP"})
+    assert world.asked[-1] == "node2: iptables -w -t filter -I FORWARD -p udp -j DROP"
+
+
 def test_a_slot_of_a_service_is_given_another_address() -> None:
     service = {"spec": {"clusterIP": "10.96.0.7", "ports": [{"port": 80, "targetPort": 8080}]}}
     entries = [
