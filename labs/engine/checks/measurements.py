@@ -31,7 +31,7 @@ def scaling(
     Reasons: missing, datapath, services, noise.
     """
     found = results(context, directory)
-    look = f"sudo k8snet-lab bench scale --help; the directory is {context.workspace / directory}"
+    look = f"{context.workspace / directory}, and sudo k8snet-lab bench scale --help"
     if not found:
         return failed("missing", expected=f"the results of a measurement in {directory}", seen="none", look=look)
     ratios = {}
@@ -47,7 +47,9 @@ def scaling(
     fits = all(ratios[one] >= growth for one in grows) and all(ratios[one] < (1 + growth) / 2 for one in level)
     if not fits:
         expected = f"a new flow to take longer with many Services in {', '.join(grows)}, and not in {', '.join(level)}"
-        return failed("noise", expected=expected, seen=told, look="measure again, into another directory")
+        return failed(
+            "noise", expected=expected, seen=told, look=f"rm -r {context.workspace / directory}, and measure again"
+        )
     return passed(f"a new flow to the last Service, with most and with fewest of them: {told}")
 
 
