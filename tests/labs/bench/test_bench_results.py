@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import struct
@@ -140,6 +141,22 @@ def test_tables_fit_a_terminal_of_80_columns(measured: list[Result]) -> None:
     assert "…" not in text
     assert text.count("nftables") == text.count(" ebpf ") == 4
     assert "30.0 to 90.0" in text
+
+
+def test_a_busy_machines_figures_are_not_cut_at_80_columns(measured: list[Result]) -> None:
+    slow = {"p50": 181.6, "p90": 1183.5, "p99": 27227.0}
+    busy = dataclasses.replace(
+        measured[0],
+        datapath="iptables-legacy",
+        services=10_000,
+        new_flow_us=slow,
+        by_target=dict.fromkeys(("first", "middle", "last", "direct"), slow),
+        spread={**measured[0].spread, "new_flow_us_p50": (108.0, 199.1)},
+    )
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(report.tables([busy])[0])
+    (row,) = (line for line in console.export_text().splitlines() if "10,000" in line)
+    assert " ".join(row.split()) == "10,000 iptables-legacy 181.6 108.0 to 199.1 1183.5 27227 181.6 181.6 181.6"
 
 
 def test_markdown_has_a_row_for_each_result(measured: list[Result]) -> None:
