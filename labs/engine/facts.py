@@ -154,7 +154,7 @@ def dns_status(
 
 def dns_queries(context: Context, *, name: str, source: str = "default/client") -> Expected:
     """How many DNS queries a program of `source` sends to connect to a name, whatever the family."""
-    number = traffic.count_queries(context, source, name, both=True)
+    number = traffic.count_queries(context, source, [name], both=True)[name]
     if number is None:
         raise K8snetError(f"{source} does not find {name}")
     return str(number)

@@ -10,7 +10,7 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -87,13 +87,12 @@ def _message(text: str) -> dict[str, Any] | None:
 def queries(
     context: Context,
     *,
-    name: str,
+    costs: Mapping[str, int],
     source: str = "default/client",
     deployment: str | None = None,
     both: bool = False,
-    at_most: int,
 ) -> Outcome:
-    """A name, looked up by `source` as its programs do it, is found, and costs at most so many DNS queries.
+    """Each of these names, looked up by `source` as its programs do it, is found with at most so many DNS queries.
 
     `deployment`: NAMESPACE/NAME; its newest ready pod is `source`. `both`: IPv6 addresses are looked for, too.
     Reasons: no-pod, no-answer, too-many.
@@ -104,36 +103,47 @@ def queries(
             look = f"kubectl -n {deployment.partition('/')[0]} get pods"
             return failed("no-pod", expected=f"a ready pod of {deployment}", seen="there is none", look=look)
         source = pod
-    number = count_queries(context, source, name, both=both)
     kind = "an address" if both else "an IPv4 address"
-    expected = f"{source} to find {kind} of {name} with {at_most} quer{'y' if at_most == 1 else 'ies'} or less"
     look = f"sudo k8snet-lab exec {source} -- cat /etc/resolv.conf"
-    if number is None:
-        return failed("no-answer", expected=expected, seen="it finds none", look=look)
-    if number > at_most:
-        return failed("too-many", expected=expected, seen=f"{number} queries", look=look)
-    return passed(f"{source} finds {name} with {number} quer{'y' if number == 1 else 'ies'}")
+    found = count_queries(context, source, list(costs), both=both)
+    for name, at_most in costs.items():
+        number = found[name]
+        expected = f"{source} to find {kind} of {name} with {_queries(at_most)} or less"
+        if number is None:
+            return failed("no-answer", expected=expected, seen="it finds none", look=look)
+        if number > at_most:
+            return failed("too-many", expected=expected, seen=_queries(number), look=look)
+    return passed("; ".join(f"{name}: {_queries(number or 0)}" for name, number in found.items()))
 
 
-def count_queries(context: Context, source: str, name: str, *, both: bool) -> int | None:
-    """How many DNS queries one look-up by the C library costs, by what the CoreDNS pods count; None: it failed.
+def _queries(number: int) -> str:
+    return "1 query" if number == 1 else f"{number} queries"
+
+
+def count_queries(context: Context, source: str, names: Sequence[str], *, both: bool) -> dict[str, int | None]:
+    """How many DNS queries it costs the C library to look each name up, as the CoreDNS pods count; None: not found.
 
     Raises K8snetError when they can't be asked. What others ask meanwhile is counted, too.
     """
     behind = get(context.world, "endpoints", "kube-dns", "kube-system") or {}
     pods = [address["ip"] for part in behind.get("subsets") or () for address in part.get("addresses") or ()]
     if not pods:
-        return None
-    urls = " ".join(f"http://{pod}:9153/metrics" for pod in pods)
-    lookup = f"getent {'ahosts' if both else 'ahostsv4'} {shlex.quote(name)} >&2"
-    script = f"curl -sS {urls} || exit 9; echo; {lookup} || exit 8; echo {SEPARATOR}; curl -sS {urls} || exit 9"
-    ran = context.world.run(source, "sh", "-c", script)
+        return dict.fromkeys(names)
+    count = f"curl -sS {' '.join(f'http://{pod}:9153/metrics' for pod in pods)} || exit 9"
+    look_up = f"getent {'ahosts' if both else 'ahostsv4'}"
+    steps = [f"{look_up} {shlex.quote(name)} >&2; printf '\\n{SEPARATOR} %s\\n' $?; {count}" for name in names]
+    ran = context.world.run(source, "sh", "-c", "; ".join([count, *steps]))
     if ran.code == 9:
         raise K8snetError(f"the numbers of the CoreDNS pods: {ran.err.strip()}")
     if ran.code != 0:
-        return None
-    before, _, after = ran.out.partition(SEPARATOR)
-    return round(_asked(after) - _asked(before))
+        return dict.fromkeys(names)
+    first, *rest = re.split(f"^{SEPARATOR} (\\d+)$", ran.out, flags=re.MULTILINE)
+    sums = [_asked(text) for text in (first, *rest[1::2])]
+    codes = rest[0::2]
+    return {
+        name: None if code != "0" else round(after - before)
+        for name, code, before, after in zip(names, codes, sums, sums[1:], strict=False)
+    }
 
 
 def _asked(metrics: str) -> float:

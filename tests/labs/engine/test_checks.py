@@ -364,25 +364,30 @@ coredns_dns_request_size_bytes_count{{proto="udp"}} 900
 """
 
 
+def counts(*steps: tuple[float, int | None]) -> Ran:
+    """What a shell prints that counts, looks a name up, and counts: numbers of queries, and exit codes of look-ups."""
+    parts = []
+    for number, code in steps:
+        parts += [] if code is None else [f"\n---- {code}\n"]
+        parts.append(METRICS.format(inside=number - 1, outside="1.0"))
+    return Ran(0, "".join(parts), "")
+
+
 @pytest.mark.parametrize(
-    ("ran", "at_most", "reason"),
+    ("ran", "costs", "reason"),
     [
-        (
-            Ran(0, f"{METRICS.format(inside=7, outside=1.0)}----\n{METRICS.format(inside=9, outside=3.0)}", ""),
-            4,
-            "pass",
-        ),
-        (
-            Ran(0, f"{METRICS.format(inside=7, outside=1)}----\n{METRICS.format(inside=9, outside=3)}", ""),
-            3,
-            "too-many",
-        ),
-        (Ran(8, METRICS.format(inside=7, outside=1), ""), 3, "no-answer"),
+        (counts((8, None), (12, 0)), {"web.shop": 4}, "pass"),
+        (counts((8, None), (12, 0)), {"web.shop": 3}, "too-many"),
+        (counts((8, None), (12, 0), (13, 0)), {"web.shop": 4, "db": 1}, "pass"),
+        (counts((8, None), (12, 0), (14, 0)), {"web.shop": 4, "db": 1}, "too-many"),
+        (counts((8, None), (12, 2), (13, 0)), {"web.shop": 9, "db": 1}, "no-answer"),
+        (counts((8, None), (12, 0), (13, 2)), {"web.shop": 4, "db": 9}, "no-answer"),
+        (Ran(1, "", "no such pod"), {"web.shop": 3}, "no-answer"),
     ],
 )
-def test_queries(ran: Ran, at_most: int, reason: str) -> None:
+def test_queries(ran: Ran, costs: dict[str, int], reason: str) -> None:
     world = FakeWorld({"endpoints kube-system/kube-dns": KUBE_DNS}, {"default/client: sh -c curl": ran})
-    assert result(world, "queries", name="web.shop", at_most=at_most) == reason
+    assert result(world, "queries", costs=costs) == reason
     assert "http://10.244.0.4:9153/metrics http://10.244.1.4:9153/metrics" in world.asked[-1]
     assert "getent ahostsv4 web.shop" in world.asked[-1]
 
@@ -409,19 +414,18 @@ def test_queries_of_a_deployment(pods: list[dict[str, Any]] | None, reason: str)
     objects: dict[str, Any] = {"endpoints kube-system/kube-dns": KUBE_DNS}
     if pods is not None:
         objects.update({"deployment shop/web": deployment, "pods shop": pods})
-    counts = f"{METRICS.format(inside=1, outside=0)}----\n{METRICS.format(inside=2, outside=0)}"
-    world = FakeWorld(objects, {"shop/new: sh -c curl": Ran(0, counts, "")})
-    assert result(world, "queries", deployment="shop/web", name="web", at_most=1) == reason
+    world = FakeWorld(objects, {"shop/new: sh -c curl": counts((1, None), (2, 0))})
+    assert result(world, "queries", deployment="shop/web", costs={"web": 1}) == reason
 
 
 def test_queries_that_nobody_is_there_to_answer() -> None:
     for objects in ({}, {"endpoints kube-system/kube-dns": {"metadata": {}}}):
-        assert result(FakeWorld(objects), "queries", name="web.shop", at_most=1) == "no-answer"
+        assert result(FakeWorld(objects), "queries", costs={"web.shop": 1}) == "no-answer"
 
 
 def test_queries_that_nobody_counts() -> None:
     world = FakeWorld({"endpoints kube-system/kube-dns": KUBE_DNS}, {"default/client: sh": Ran(9, "", "curl: (7) no")})
-    outcome = check(context(world), Named("queries", {"name": "web.shop", "at_most": 1}))
+    outcome = check(context(world), Named("queries", {"costs": {"web.shop": 1}}))
     assert (outcome.result, outcome.seen) == (Result.ERROR, "queries: the numbers of the CoreDNS pods: curl: (7) no")
 
 
