@@ -2,7 +2,9 @@
 
 from collections import Counter
 
-from scapy.all import IP, TCP, sr
+# Tutorials write `from scapy.all import …`, which brings all that scapy has, and takes longer.
+from scapy.layers.inet import IP, TCP
+from scapy.sendrecv import sr
 
 SERVICE, PORT = "10.96.100.50", 8000
 EXAMPLE = IP(dst="10.96.0.10") / TCP(sport=20000, dport=53, flags="S")  # to the DNS Service
