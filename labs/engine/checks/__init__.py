@@ -76,7 +76,7 @@ def check(context: Context, spec: Named) -> Outcome:
     try:
         outcome = CHECKS[spec.name](context, **parameters)
     except objects.NoPod as error:
-        outcome = failed("no-pod", expected=f"the pod {error.name}", seen=error.message, look="kubectl get pods -A")
+        outcome = failed("no-pod", expected=f"the pod {error.name}", seen=error.message, look=error.hint or "")
     except Blocked as error:
         return Outcome(Result.BLOCKED, error.message, look=error.hint or "")
     except K8snetError as error:
