@@ -68,17 +68,17 @@ def patch(world: World, *, kind: str, name: str, patch: Mapping[str, Any], names
 def udp_flow(
     world: World, *, node: str, source: str, sport: int, service: str, port: int, backend: str, seconds: int = 600
 ) -> None:
-    """Put an entry into a node's connection tracking: UDP from `source` to a Service goes to `backend`.
+    """Put an entry into a node's connection tracking: UDP from `source` to `service` goes to `backend`.
 
     Such an entry is left behind when the address of an endpoint goes and nobody clears it. {NAMESPACE/POD} is that
     pod's address. `seconds`: how long the entry stays; packets that it meets give it the kernel's own time instead.
     """
-    source, backend = with_addresses(world, source), with_addresses(world, backend)
+    source, service, backend = (with_addresses(world, text) for text in (source, service, backend))
     entry = ["-p", "udp", "--orig-src", source, "--sport", str(sport), "--orig-dst", service, "--dport", str(port)]
-    reply = ["--reply-src", backend, "--reply-dst", source, "--timeout", str(seconds)]
+    translation = ["--dst-nat", backend] if backend != service else []
     for _ in range(FLOW_TRIES):
         world.run(node, "conntrack", "-D", *entry)
-        ran = world.run(node, "conntrack", "-I", *entry, *reply)
+        ran = world.run(node, "conntrack", "-I", *entry, *translation, "--timeout", str(seconds))
         if ran.code == 0:
             return  # else the source has sent a packet in between, which made an entry of its own
     _must(ran, f"conntrack on {node}")
@@ -92,6 +92,31 @@ def slot(world: World, *, node: str, service: str, slot: int, to: str, namespace
     ip = (get(world, "pod", name, pod_namespace) or {})["status"]["podIP"]
     number, _ = socketmaps.list_of(world, node, service, namespace)
     socketmaps.set_slot(world, node, number, slot, ip, int(port.get("targetPort", port["port"])))
+
+
+def recreate(world: World, *, kind: str, name: str, patch: Mapping[str, Any], namespace: str = "default") -> None:
+    """Delete an object and make it anew, changed by a merge patch: for fields that can't be changed."""
+    found = get(world, kind, name, namespace)
+    if found is None:
+        raise K8snetError(f"there is no {kind} {namespace}/{name}")
+    for key in ("uid", "resourceVersion", "creationTimestamp"):
+        found["metadata"].pop(key, None)
+    found.pop("status", None)
+    document = json.dumps(_merged(found, patch))
+    _must(world.kubectl("replace", "--force", "-f", "-", feed=document), f"kubectl replace {kind} {name}")
+
+
+def _merged(document: Any, patch: Any) -> Any:
+    """RFC 7386."""
+    if not isinstance(patch, Mapping):
+        return patch
+    result = dict(document) if isinstance(document, Mapping) else {}
+    for key, value in patch.items():
+        if value is None:
+            result.pop(key, None)
+        else:
+            result[key] = _merged(result.get(key), value)
+    return result
 
 
 def kubectl(world: World, *, arguments: list[str]) -> None:
@@ -109,6 +134,7 @@ FAULTS: Mapping[str, Callable[..., None]] = {
     "kubectl": kubectl,
     "link": link,
     "patch": patch,
+    "recreate": recreate,
     "route": route,
     "rule": rule,
     "scale": scale,

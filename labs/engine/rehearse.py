@@ -35,6 +35,7 @@ from labs.engine.world import get
 from tracer.errors import K8snetError
 
 BLOCK_SECONDS = 120.0  # a measurement takes its time on a busy machine
+MENDED_WITHIN = 2.0  # a solution after a wrong answer need not work, so it is not waited for
 SEPARATOR = "\x1e"  # ASCII's record separator: no command prints it
 
 Say = Callable[[str], None]
@@ -82,15 +83,63 @@ def _rehearsal(walk: Walk, lesson: Lesson, say: Say) -> Iterator[str]:
 
 
 def wrong_answers(walk: Walk, say: Say = lambda _: None) -> Iterator[str]:
-    """Try each wrong answer, in the order of their steps, on a fresh cluster, or one that has only been asked."""
+    """Try each wrong answer, in as few walks as it takes.
+
+    A walk tries one at each step, and then solves the step if it still can be. What looks wrong after another wrong
+    answer is looked at again on a fresh cluster.
+    """
     lesson = walk.lesson
-    is_fresh = False
-    for wrong in sorted(lesson.wrong, key=lambda one: lesson.steps.index(lesson.step(one.step))):
-        say(f"{lesson.id}: wrong/{wrong.path.name}")
-        if not is_fresh:
-            walk.reset()
+    waiting = sorted(lesson.wrong, key=lambda one: lesson.steps.index(lesson.step(one.step)))
+    doubtful: list[Wrong] = []
+    while waiting:
+        walk.reset()
+        before = len(waiting)
+        yield from _round(walk, waiting, doubtful, say)
+        if len(waiting) == before:
+            yield f"{lesson.id}: wrong/{waiting.pop(0).path.name}: its step is never reached"
+    for wrong in doubtful:
+        say(f"{lesson.id}: wrong/{wrong.path.name} again")
+        walk.reset()
         yield from _wrong(walk, wrong)
-        is_fresh = lesson.step(wrong.step).kind is Kind.ANSWER  # a wrong word changes nothing
+
+
+def _round(walk: Walk, waiting: list[Wrong], doubtful: list[Wrong], say: Say) -> Iterator[str]:
+    """One walk; takes what it tries out of `waiting`, at least one."""
+    is_fresh = True
+    while waiting and (step := walk.step) is not None:
+        while (wrong := next((one for one in waiting if one.step == step.id), None)) is not None:
+            say(f"{walk.lesson.id}: wrong/{wrong.path.name}")
+            waiting.remove(wrong)
+            problems = list(_try(walk, step, wrong))
+            if is_fresh:
+                yield from problems
+            elif problems:
+                doubtful.append(wrong)
+            if step.kind is not Kind.ANSWER:  # a wrong word changes nothing
+                is_fresh = False
+                break
+        if not waiting:
+            return
+        problem = _solve(walk, step, None if is_fresh else MENDED_WITHIN)
+        if problem is None:
+            continue
+        if is_fresh:
+            yield f"{walk.lesson.id}: wrong/{waiting[0].path.name}: before it: {problem}"
+            waiting.clear()
+            return
+        try:  # what the wrong answer did, the solution need not mend
+            walk.advance(step)
+        except K8snetError:
+            return
+
+
+def _solve(walk: Walk, step: Step, within: float | None = None) -> str | None:
+    """Solve a step, and go on to the next; what is wrong when it does not pass."""
+    try:
+        walk.perform(step)
+        return _pass(walk, step, within)
+    except K8snetError as error:
+        return error.message
 
 
 @contextmanager
@@ -136,9 +185,9 @@ def _fails_fresh(walk: Walk, step: Step) -> Iterator[str]:
         yield f"{walk.lesson.id}: {step.id}: entered anew, its check says {outcome.result}: {outcome.seen}"
 
 
-def _pass(walk: Walk, step: Step) -> str | None:
+def _pass(walk: Walk, step: Step, within: float | None = None) -> str | None:
     """Have the step looked at, and go on to the next; what is wrong when it does not pass."""
-    outcome = walk.look(step, max(step.within, SOLVED_WITHIN))
+    outcome = walk.look(step, max(step.within, SOLVED_WITHIN) if within is None else within)
     if not outcome.passed:
         return (
             f"{walk.lesson.id}: {step.id}: solved, its check says {outcome.result}: {outcome.expected}; {outcome.seen}"
@@ -158,17 +207,20 @@ def _solved(walk: Walk, say: Say) -> Iterator[str]:
 
 def _wrong(walk: Walk, wrong: Wrong) -> Iterator[str]:
     """A wrong answer in its step must fail for its reason."""
-    lesson = walk.lesson
-    name = f"{lesson.id}: wrong/{wrong.path.name}"
+    name = f"{walk.lesson.id}: wrong/{wrong.path.name}"
     while (step := walk.step) is not None and step.id != wrong.step:
-        walk.perform(step)
-        problem = _pass(walk, step)
+        problem = _solve(walk, step)
         if problem is not None:
             yield f"{name}: before it: {problem}"
             return
     if step is None:
         yield f"{name}: the step {wrong.step} is never reached"
         return
+    yield from _try(walk, step, wrong)
+
+
+def _try(walk: Walk, step: Step, wrong: Wrong) -> Iterator[str]:
+    name = f"{walk.lesson.id}: wrong/{wrong.path.name}"
     try:
         walk.script(wrong.path.read_text(encoding="utf-8"), name)
     except K8snetError as error:

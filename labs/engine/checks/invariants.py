@@ -88,11 +88,13 @@ JUMPS = {
 def _rules_in_place(context: Context) -> Outcome:
     """On each node, packets still come by the chains of kube-proxy, in iptables mode."""
     for node in context.world.nodes():
+        ran = context.world.run(node, "iptables-save")
+        if ran.code != 0:
+            raise K8snetError(f"iptables-save on {node}: {ran.err.strip()}")
+        tables = {name: rules for name, _, rules in (part.partition("\n") for part in ran.out.split("\n*"))}
         for table, wanted in JUMPS.items():
-            ran = context.world.run(node, "iptables-save", "-t", table)
-            if ran.code != 0:
-                raise K8snetError(f"iptables-save on {node}: {ran.err.strip()}")
-            jumps = {(rule[1], rule[-1]) for line in ran.out.splitlines() if (rule := line.split())[:1] == ["-A"]}
+            lines = tables.get(table, "").splitlines()
+            jumps = {(rule[1], rule[-1]) for line in lines if (rule := line.split())[:1] == ["-A"]}
             for chain, target in sorted(wanted - jumps):
                 return failed(
                     "rules-in-place",

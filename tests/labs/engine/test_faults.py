@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 from typing import Any
 
 import pytest
@@ -86,4 +87,22 @@ def test_a_flow_is_put_in_again_when_its_source_was_quicker() -> None:
     commands["node1: conntrack -I"] = Ran(0, "", "")
     faults.inject(world, "udp_flow", {**parameters, "backend": "10.244.1.250"})
     assert world.asked[-2].startswith("node1: conntrack -D -p udp --orig-src 10.244.1.5 --sport 5300 ")
-    assert " --reply-src 10.244.1.250 --reply-dst 10.244.1.5 " in world.asked[-1]
+    assert world.asked[-1].endswith(" --orig-dst 10.96.0.10 --dport 53 --dst-nat 10.244.1.250 --timeout 600")
+
+
+def test_an_object_is_made_anew_with_changes() -> None:
+    fed: list[str] = []
+
+    class Fed(FakeWorld):
+        def kubectl(self, *arguments: str, feed: str | None = None) -> Ran:
+            fed.extend([feed] if feed else [])
+            return super().kubectl(*arguments, feed=feed)
+
+    service = {"metadata": {"name": "web", "uid": "u", "resourceVersion": "7"}, "spec": {"clusterIP": "a", "x": 1}}
+    world = Fed({"service default/web": {**service, "status": {}}})
+    patch = {"spec": {"clusterIP": "b", "x": None, "y": {"z": 2}}}
+    faults.inject(world, "recreate", {"kind": "service", "name": "web", "patch": patch})
+    assert world.asked[-1] == "replace --force -f -"
+    assert json.loads(fed[0]) == {"metadata": {"name": "web"}, "spec": {"clusterIP": "b", "y": {"z": 2}}}
+    with pytest.raises(K8snetError, match="there is no service default/other"):
+        faults.inject(world, "recreate", {"kind": "service", "name": "other", "patch": {}})
