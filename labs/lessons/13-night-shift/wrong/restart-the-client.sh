@@ -1,0 +1,7 @@
+#!/bin/bash
+# step: one-client
+# fails: new
+# A new pod has a new address, and so a new flow. What the old one held in memory is lost.
+kubectl delete pod meter
+kubectl apply -f "$LESSON/manifests/meter.yaml"
+kubectl wait --for=condition=Ready pod/meter --timeout=20s
