@@ -21,7 +21,7 @@ step_gone() {
 step_by_name() {
     kubectl rollout restart deployment/web
     # shellcheck disable=SC2016 # the pod's shell counts
-    k8snet-lab exec default/client -- sh -c 'for i in $(seq 40); do curl -sS -o /dev/null http://web/; sleep 0.2; done'
+    k8snet-lab exec default/client -- sh -c 'for i in $(seq 25); do curl -sS -o /dev/null http://web/; sleep 0.1; done'
     kubectl rollout status deployment/web --timeout=30s
 }
 
