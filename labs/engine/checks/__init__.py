@@ -46,6 +46,7 @@ CHECKS: Mapping[str, Check] = {
     "endpoint": objects.endpoint,
     "file": files.file,
     "flows": counters.flows,
+    "growth": measurements.growth,
     "http": traffic.http,
     "invariant": invariants.invariant,
     "link": kernel.link,

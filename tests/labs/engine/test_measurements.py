@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from labs.bench import scale
 from labs.engine import facts
-from labs.engine.checks import check
+from labs.engine.checks import check, measurements
 from labs.engine.spec import Named
 from tests.labs.engine.fake import FakeWorld, context, prints
 from tests.labs.engine.test_checks import WEB, result
@@ -46,6 +50,46 @@ def measured(directory: Path, times: dict[str, dict[int, float]], first: float =
 def test_scaling(times: dict[str, dict[int, float]], reason: str, tmp_path: Path) -> None:
     measured(tmp_path, times)
     assert result(FakeWorld(), "scaling", tmp_path, directory="scale", grows=["nft"], level=["ebpf"]) == reason
+
+
+class Workers:
+    """In place of the measurement's: `ratios` by datapath, of each turn."""
+
+    def __init__(self, ratios: dict[str, list[float]]) -> None:
+        self._ratios = ratios
+        self.started: list[tuple[str, int]] = []
+
+    @contextmanager
+    def __call__(self, datapath: str, services: int) -> Iterator[Any]:
+        self.started.append((datapath, services))
+        turns = cycle(self._ratios[datapath])
+
+        class Worker:
+            def ask(self, what: str, **options: Any) -> dict[str, Any]:
+                return {} if what == "load" else {"first": {"p50": 20.0}, "last": {"p50": 20.0 * next(turns)}}
+
+        yield Worker()
+
+
+@pytest.mark.parametrize(
+    ("nft", "ebpf", "reason"),
+    [
+        ([1.5], [1.0], "pass"),
+        ([1.4, 1.5, 0.5], [1.0, 4.0, 1.0], "pass"),
+        ([1.1], [1.0], "noise"),
+        ([1.5], [1.2], "noise"),
+    ],
+)
+def test_growth_is_measured_once(
+    nft: list[float], ebpf: list[float], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers = Workers({"nft": nft, "ebpf": ebpf})
+    monkeypatch.setattr(scale, "started", workers)
+    measurements._last_to_first.cache_clear()
+    for _ in range(2):
+        assert result(FakeWorld(), "growth", grows=["nft"], level=["ebpf"], services=700) == reason
+    assert workers.started == [("nft", 700), ("ebpf", 700)]
+    measurements._last_to_first.cache_clear()
 
 
 @pytest.mark.parametrize("text", [None, "", "[]", '{"results": [{"datapath": "nft", "services": 10}]}'])
