@@ -35,11 +35,10 @@ this paragraph was written by hand. What the learner typed stands after `$`.
 class Screen:
     """What was typed, and what was printed."""
 
-    def __init__(self, env: dict[str, str], directory: Path, cluster: str) -> None:
+    def __init__(self, env: dict[str, str], directory: Path) -> None:
         self.lines: list[str] = []
         self._env = {**env, "COLUMNS": str(COLUMNS)}
         self._directory = directory
-        self._cluster = cluster
 
     def type(self, command: str) -> None:
         """Run a command, and keep what it prints."""
@@ -55,7 +54,8 @@ class Screen:
             check=False,
         )
         first, *more = command.splitlines()
-        printed = done.stdout.replace(self._cluster, "k8snet")
+        printed = done.stdout.replace(self._env["K8SNET_CLUSTER"], "k8snet")
+        printed = printed.replace(self._env["K8SNET_LAB_FILES"], "~/k8snet-lab")
         self.lines += [f"$ {first}", *(f"> {line}" for line in more)]
         self.lines += [line.rstrip() for line in printed.splitlines()] + [""]
 
@@ -70,7 +70,7 @@ def write(lesson_id: str) -> str:
         try:
             walk.start(lesson)
             with walk.shell() as env:
-                screen = Screen(env, walk.files, env["K8SNET_CLUSTER"])
+                screen = Screen(env, walk.files)
                 screen.type(f"sudo k8snet-lab start {lesson.id}")
                 _walk_through(walk, screen)
         finally:
