@@ -1,4 +1,4 @@
-"""The programs of the lesson on BPF, on whatever kernel this is: wrong as they are given, right when they are solved."""
+"""The programs of the lesson on BPF, on whatever kernel this is: wrong as they are given, right when solved."""
 
 from __future__ import annotations
 
