@@ -106,10 +106,10 @@ def _wanted(lab: str | None, chosen: dict[str, Any]) -> dict[str, Any]:
     if lab is None:
         return wanted
     from labs.engine.course import Course
-    from labs.engine.kind.prepare import misfit
+    from labs.engine.kind.prepare import why_not
 
     lesson = Course.read().find(lab)
-    problem = misfit(lesson.requires) if "kind" in lesson.requires.on else "its author says so"
+    problem = why_not(lesson)
     if problem is not None:
         raise UsageError(f"{lesson.id} can't run on kind: {problem}", hint=f"sudo k8snet-lab start {lesson.id}")
     needs = lesson.requires

@@ -17,7 +17,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -209,13 +209,20 @@ class Walk:
         if lesson.requires.records and not cluster.shares_our_kernel:
             raise MissingError(
                 f"{lesson.id} watches the kernel of {self._cluster}'s nodes, and that is not this machine's",
-                hint="start it on the machine that the containers run on",
+                hint="start it on the machine that the containers run on; vagrant up makes one",
             )
 
     def _prepare_kind(self, lesson: Lesson) -> None:
         from labs.engine.kind import prepare
 
         prepare.prepare(self._kind(self._cluster), lesson, self.say)
+
+    def _clean_kind(self) -> None:
+        """Delete what the open lesson made: the next one finds the same cluster."""
+        from labs.engine.kind import prepare
+
+        with suppress(K8snetError):  # the cluster may be gone, and a lesson that another version knew
+            prepare.clean(self._kind(self._open.cluster), self.lesson)
 
     def _owner(self) -> tuple[int, str | None]:
         """The process that the cluster ends with, and the cgroup of all its processes, where it has one."""
@@ -230,6 +237,8 @@ class Walk:
             from labs.cluster import control
 
             control.down(self._session.cluster)
+        else:
+            self._clean_kind()
         self._session = None
         write_session(self.home, None)
         return True

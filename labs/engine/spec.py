@@ -121,6 +121,15 @@ class Requires:
     on: tuple[str, ...] = WORLDS
     records: bool = False
 
+    @property
+    def only_in_miniature(self) -> str | None:
+        """The first option here that no kind cluster has, as `k8snet-lab up` takes it; None: all can be had there."""
+        if self.proxy == "ebpf":
+            return "--proxy ebpf"
+        if self.cni != "routed":
+            return f"--cni {self.cni}"
+        return None if self.iptables == "default" else f"--iptables {self.iptables}"
+
 
 @dataclass(frozen=True, slots=True)
 class Wrong:
@@ -163,6 +172,12 @@ class Lesson:
     def section(self, step: Step) -> Section:
         """The prose of a step."""
         return self.sections[self.steps.index(step)]
+
+    @property
+    def worlds(self) -> tuple[str, ...]:
+        """Where it can run: what its author says, but for kind where it needs what that has not."""
+        alone = self.requires.only_in_miniature is not None
+        return tuple(world for world in self.requires.on if not (alone and world == "kind"))
 
     @property
     def manifests(self) -> list[Path]:

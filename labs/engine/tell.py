@@ -176,7 +176,7 @@ def course(lessons: Course, progress: Progress, done: Collection[str], opened: s
         passed = len(progress.passed(one.id) & {step.id for step in one.steps})
         mark = "✓" if one.id in done else "▸" if one.id == opened else ""
         title = Text(one.title, style="" if one.id in done else "bold")
-        title.append(f"  {one.id}\n", style="dim")
+        title.append(f"  {one.id}{', also on kind' if 'kind' in one.worlds else ''}\n", style="dim")
         title.append(one.summary, style="dim")
         table.add_row(mark, str(one.order), title, str(one.minutes), f"{passed}/{len(one.steps)}")
     return Group(table, Text(), bar(lessons, progress))

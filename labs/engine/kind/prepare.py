@@ -17,7 +17,7 @@ import yaml
 from labs.cluster import manifests
 from labs.engine.kind import images
 from labs.engine.kind.world import KindCluster, is_missing
-from labs.engine.spec import Lesson, Requires
+from labs.engine.spec import Lesson
 from labs.engine.world import Blocked, Ran, get
 from tracer.errors import K8snetError, UsageError
 
@@ -29,16 +29,12 @@ BUILT_IN = frozenset({"default", "kube-node-lease", "kube-public", "kube-system"
 Say = Callable[[str], None]
 
 
-def misfit(requires: Requires) -> str | None:
-    """What a lesson needs that no kind cluster of ours has, if anything."""
-    for wanted, only, what in (
-        (requires.proxy == "ebpf", "--proxy ebpf", "the datapath of its nodes"),
-        (requires.cni != "routed", f"--cni {requires.cni}", "how pods reach other nodes"),
-        (requires.iptables != "default", f"--iptables {requires.iptables}", "the iptables of its nodes"),
-    ):
-        if wanted:
-            return f"it needs {only} of the cluster in miniature ({what})"
-    return None
+def why_not(lesson: Lesson) -> str | None:
+    """Why a lesson can't run on any kind cluster; None when it can."""
+    if "kind" not in lesson.requires.on:
+        return "it needs what only the cluster in miniature has"
+    wanted = lesson.requires.only_in_miniature
+    return wanted and f"it needs {wanted} of the cluster in miniature"
 
 
 def check(world: KindCluster, lesson: Lesson) -> None:
@@ -46,7 +42,7 @@ def check(world: KindCluster, lesson: Lesson) -> None:
     requires = lesson.requires
     create = f"k8snet-lab kind create {lesson.id}{world.option}"
     replace = f"kind delete cluster --name {world.name} && {create}"
-    if (problem := misfit(requires)) is not None:
+    if (problem := why_not(lesson)) is not None:
         raise UsageError(f"{lesson.id} can't run on kind: {problem}", hint=f"sudo k8snet-lab start {lesson.id}")
     have = len(world.containers)
     if have < requires.nodes:
@@ -81,16 +77,21 @@ def _families(world: KindCluster) -> list[str]:
 
 def prepare(world: KindCluster, lesson: Lesson, say: Say = lambda _: None) -> None:
     """Have what the lesson starts from, and nothing of it changed by who was here before. Raises K8snetError."""
-    workload = [Path(manifests.__file__).with_name("workload.yaml").read_text(encoding="utf-8")]
-    own = [path.read_text(encoding="utf-8") for path in lesson.manifests]
-    steps = [_step_manifest(lesson, name) for step in lesson.steps for name in step.apply]
+    workload = Path(manifests.__file__).with_name("workload.yaml").read_text(encoding="utf-8")
     say("what was there before goes")
-    for text in reversed([*workload, *own, *steps]):
-        _delete(world, text)
+    clean(world, lesson)
+    _delete(world, workload)
     say("workload (images are pulled)")
-    for text in [*workload, *own]:
+    for text in [workload, *(path.read_text(encoding="utf-8") for path in lesson.manifests)]:
         _must(world.kubectl("apply", "-f", "-", feed=images.translate(text)), "kubectl apply")
     wait(world)
+
+
+def clean(world: KindCluster, lesson: Lesson) -> None:
+    """Delete what the lesson's manifests make. Raises K8snetError."""
+    of_steps = [lesson.directory / "manifests" / name for step in lesson.steps for name in step.apply]
+    for path in reversed([*lesson.manifests, *of_steps]):
+        _delete(world, path.read_text(encoding="utf-8"))
 
 
 def wait(world: KindCluster) -> None:
@@ -101,10 +102,6 @@ def wait(world: KindCluster) -> None:
     _must(rollout, "fastapi/lets-ship-it")
     ready = world.kubectl("-n", "default", "wait", "--for=condition=Ready", "pod/client", timeout, seconds=seconds)
     _must(ready, "default/client")
-
-
-def _step_manifest(lesson: Lesson, name: str) -> str:
-    return Path(lesson.directory, "manifests", name).read_text(encoding="utf-8")
 
 
 def _delete(world: KindCluster, text: str) -> None:

@@ -15,12 +15,14 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from labs.engine.course import Course
 from labs.engine.kind import create, install, prepare
 from labs.engine.kind.world import KindCluster
 from labs.engine.progress import Home
@@ -384,9 +386,12 @@ class TestInstall:
         (Requires(proxy="ebpf"), "--proxy ebpf"),
         (Requires(cni="vxlan"), "--cni vxlan"),
         (Requires(iptables="legacy"), "--iptables legacy"),
+        (Requires(on=("miniature",)), "only the cluster in miniature"),
     ],
 )
 def test_what_kind_can_not_give(requires: Requires, what: str | None) -> None:
-    problem = prepare.misfit(requires)
-    assert (problem is None) == (what is None)
+    lesson = replace(Course.read().find("first-sight"), requires=requires)
+    problem = prepare.why_not(lesson)
+    assert (problem is None) == (what is None) == ("kind" in lesson.worlds)
     assert what is None or what in str(problem)
+    assert "miniature" in lesson.worlds

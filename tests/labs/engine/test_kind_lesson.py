@@ -149,6 +149,22 @@ def test_a_cluster_that_does_not_fit(walk: Walk, like: KindLike, monkeypatch: py
     assert walk.opened is None
 
 
+KIND_LESSONS = [lesson.id for lesson in Course.read().lessons if "kind" in lesson.worlds]
+
+
+def test_there_are_lessons_for_kind() -> None:
+    assert LESSON in KIND_LESSONS
+    assert len(KIND_LESSONS) > 2
+
+
+@pytest.mark.parametrize("lesson", KIND_LESSONS)
+def test_solutions_pass(walk: Walk, like: KindLike, lesson: str) -> None:
+    """As far as this cluster is like one of kind: what differs is its nodes' names, its CNI, and its images."""
+    walk.start(walk.course.find(lesson), on="kind")
+    report = walk.solve(one=False)
+    assert report.now is None, report.walked[-1]
+
+
 def test_modes_of_kube_proxy(walk: Walk, like: KindLike) -> None:
     cluster = walk._kind(like.name)
     like.proxy_mode("nftables")
