@@ -311,9 +311,12 @@ class Walk:
         step = self.step
         if step is None or step.kind not in (Kind.ANSWER, Kind.PREDICT):
             raise UsageError("the step that is to be done asks for no answer", hint="k8snet-lab show")
-        if step.prediction is not None and text.strip().lower() not in step.prediction.choices:
-            raise UsageError(f"{text}: choose one of {', '.join(step.prediction.choices)}", hint="k8snet-lab show")
-        self._open.answers[step.id] = text.strip()
+        given = text.strip()
+        if step.prediction is not None:
+            given = given.lower()
+            if given not in step.prediction.choices:
+                raise UsageError(f"{text}: choose one of {', '.join(step.prediction.choices)}", hint="k8snet-lab show")
+        self._open.answers[step.id] = given
         self._save()
 
     def check(self) -> Report:
