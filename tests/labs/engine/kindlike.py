@@ -34,7 +34,9 @@ if words[0] == "ps":
     print("{name}-worker\\tworker\\n{name}-control-plane\\tcontrol-plane")
 elif words[0] == "inspect":
     assert words[1:3] == ["--format", "{{{{.State.Pid}}}}"], words
-    nodes = json.loads(subprocess.check_output(lab("status", "-o", "json")))["nodes"]
+    # It ends with 1 while some pod is not ready, which does not concern Docker.
+    status = subprocess.run(lab("status", "-o", "json"), stdout=subprocess.PIPE, check=False).stdout
+    nodes = json.loads(status)["nodes"]
     print(next(node["pid"] for node in nodes if node["name"] == NODES[words[3]]))
 elif words[0] == "exec":
     rest = words[1:]
