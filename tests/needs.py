@@ -31,7 +31,6 @@ ALONE = (
     "labs/cluster/test_many_services.py",
     "labs/cluster/test_recovery.py",
     "labs/cluster/test_supervisor_death.py",
-    "labs/engine/test_walk.py",
     "tracer/source",
     "whole",
 )

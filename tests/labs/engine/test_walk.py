@@ -147,6 +147,7 @@ def test_a_lesson_from_its_start_to_its_end(learner: Learner) -> None:
     assert "no lesson was open" in learner.run("stop").stderr
 
 
+@pytest.mark.alone
 def test_start_and_check_are_quick(learner: Learner, patience: float) -> None:
     """The best of three counts: what else the machine does is not ours."""
     starts, checks = [], []
