@@ -97,6 +97,9 @@ class Guest:
         ]
         # Messages of the kernel only when it is in trouble; --verbose is what connects the console at all.
         command += ["--verbose", "--append=quiet", "--append=loglevel=1"]
+        # An emulated machine waits long for grace periods, of which every network namespace takes some, and has nothing
+        # to protect from anybody.
+        command += ["--append=rcupdate.rcu_expedited=1", "--append=mitigations=off"]
         command += ["--force-9p", "--disable-microvm", "--memory", MEMORY, "--cpus", "2"]
         command += [] if self._kvm else ["--disable-kvm"]
         shares = (_share("k8snet-root", Path("/"), "on"), _share("k8snet-results", self._results, "off"))
