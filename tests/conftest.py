@@ -27,8 +27,8 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave `vm` tests out where there is no guest, mark those that run alone, and say in the JUnit report which
-    backend a test is about.
+    """Leave out `vm` tests where there is no guest, and tests of backends that were not chosen; mark those that run
+    alone, and say in the JUnit report which backend a test is about.
     """
     alone = tuple(Path(__file__).parent / name for name in needs.ALONE)
     for item in items:
@@ -37,12 +37,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         backend = _backend(item)
         if backend is not None:
             item.user_properties.append(("backend", backend))
-    if needs.in_guest():
-        return
-    left_out = [item for item in items if item.get_closest_marker("vm")]
+    chosen = needs.chosen_backends()
+    left_out = [item for item in items if not needs.in_guest() and item.get_closest_marker("vm")]
+    left_out += [item for item in items if (_backend(item) or next(iter(chosen))) not in chosen]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if not item.get_closest_marker("vm")]
+        items[:] = [item for item in items if item not in left_out]
 
 
 def _backend(item: pytest.Item) -> str | None:

@@ -69,6 +69,12 @@ def required_backends() -> frozenset[str]:
     return frozenset(name for name in names.split(",") if name)
 
 
+def chosen_backends() -> frozenset[str]:
+    """The backends whose tests are run: all, or those of K8SNET_BACKENDS=a,b."""
+    names = os.environ.get("K8SNET_BACKENDS")
+    return frozenset(BACKENDS if names is None else names.split(","))
+
+
 def root() -> Missing | None:
     """None when this process is root."""
     if os.geteuid() == 0:

@@ -19,6 +19,8 @@ PROJECT = Path(__file__).resolve().parents[2]
 CACHE = PROJECT / ".cache" / "vm"
 SLOW_EMULATED = 10
 DEFAULT_TESTS = ["tests/kernel", "tests/tracer/source/test_conntrack.py", "tests/vm/test_inside.py"]
+# With --quick: each backend on one kernel; tracepoint, which needs least, on this machine's.
+QUICK = {"6.1": ("kprobe", "conntrack"), "6.12": ("fentry", "conntrack")}
 # What every machine must offer on which CI runs; the guests' kernels offer everything.
 REQUIRED_HERE = ("tracepoint", "conntrack")
 
@@ -58,9 +60,14 @@ def _run(options: argparse.Namespace) -> tuple[list[matrix.Row], list[str]]:
             for one in running:
                 one.end("interrupted")
             raise
-    for row in found:
-        shortfall += row.shortfall(BACKENDS)
+    for series, row in zip(options.kernel or kernels.SERIES, found, strict=True):
+        shortfall += row.shortfall(_backends(series, options))
     return rows + found, shortfall
+
+
+def _backends(series: str, options: argparse.Namespace) -> tuple[str, ...]:
+    """The backends that are tested on a kernel."""
+    return QUICK[series] if options.quick else BACKENDS
 
 
 def _options() -> argparse.Namespace:
@@ -74,6 +81,9 @@ def _options() -> argparse.Namespace:
         type=Path,
         metavar="REPORT",
         help="what `scripts/test --junitxml=REPORT` wrote: not run here once more",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="in guests, each backend on one kernel only: half the time"
     )
     parser.add_argument("--kvm", action="store_true", help="hardware virtualisation: ten times as fast, where it works")
     parser.add_argument(
@@ -118,7 +128,9 @@ def _guest(series: str, options: argparse.Namespace, running: list[guest.Guest])
         row.kernel = kernel.release
         print(f"vmtest: {kernel.release}, in a guest", flush=True)
         results = CACHE / "results" / kernel.release
-        one = guest.Guest(kernel, PROJECT, results, slow=1 if options.kvm else SLOW_EMULATED, kvm=options.kvm)
+        slow = 1 if options.kvm else SLOW_EMULATED
+        backends = _backends(series, options)
+        one = guest.Guest(kernel, PROJECT, results, slow=slow, kvm=options.kvm, backends=backends)
         running.append(one)
         row.add_report(one.run(options.tests, limit=options.limit))
     except (kernels.KernelError, guest.GuestError) as error:

@@ -18,6 +18,7 @@ import shlex
 import signal
 import subprocess
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.needs import BACKENDS
@@ -39,11 +40,21 @@ class Guest:
 
     `results`: the directory that receives junit.xml, exit-code and console.log; nothing else may use it meanwhile.
     `slow`: what tests multiply their time limits with. `kvm`: hardware virtualisation instead of emulation.
+    `backends`: whose tests are run there, and must be there.
     """
 
-    def __init__(self, kernel: Kernel, project: Path, results: Path, *, slow: int, kvm: bool) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        project: Path,
+        results: Path,
+        *,
+        slow: int,
+        kvm: bool,
+        backends: Sequence[str] = BACKENDS,
+    ) -> None:
         self._kernel, self._project, self._results = kernel, project, results
-        self._slow, self._kvm = slow, kvm
+        self._slow, self._kvm, self._backends = slow, kvm, backends
         self._process: subprocess.Popen[bytes] | None = None
         self._ended: str | None = None
 
@@ -79,7 +90,8 @@ class Guest:
             "CI": "true",
             "K8SNET_GUEST": "1",
             "K8SNET_SLOW": str(self._slow),
-            "K8SNET_REQUIRE_BACKENDS": ",".join(BACKENDS),
+            "K8SNET_BACKENDS": ",".join(self._backends),
+            "K8SNET_REQUIRE_BACKENDS": ",".join(self._backends),
             "K8SNET_MODULES": f"/run/k8snet-root{self._kernel.root}/lib/modules",
         }
         inside = ["env", *(f"{name}={value}" for name, value in environment.items()), "bash"]

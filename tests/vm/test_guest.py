@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from tests.needs import BACKENDS
 from tests.vm.guest import Guest, GuestError
 from tests.vm.kernels import Kernel
 
@@ -19,13 +21,13 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def guest(project: Path, script: str) -> Guest:
+def guest(project: Path, script: str, backends: Sequence[str] = BACKENDS) -> Guest:
     """A guest whose vng is `script`, with the results directory in $R."""
     vng = project / ".venv" / "bin" / "vng"
     vng.write_text(f"#!/bin/bash\nR={project}/results\n{script}\n")
     vng.chmod(0o755)
     kernel = Kernel("linux-image-6.1.0-1-amd64", "6.1.1-1", project)
-    return Guest(kernel, project, project / "results", slow=10, kvm=False)
+    return Guest(kernel, project, project / "results", slow=10, kvm=False, backends=backends)
 
 
 def test_report_and_console_come_back(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,4 +93,12 @@ def test_what_the_guest_is_told(project: Path) -> None:
     arguments = (project / "results/arguments").read_text()
     assert "--disable-kvm\n" in arguments
     assert f"tests/vm/inside.sh {project} tests/kernel -k 'a or b'" in arguments
-    assert "K8SNET_SLOW=10 K8SNET_REQUIRE_BACKENDS=fentry,kprobe,tracepoint,conntrack" in arguments
+    all_of_them = "fentry,kprobe,tracepoint,conntrack"
+    assert f"K8SNET_SLOW=10 K8SNET_BACKENDS={all_of_them} K8SNET_REQUIRE_BACKENDS={all_of_them}" in arguments
+
+
+def test_only_some_backends(project: Path) -> None:
+    script = """printf '%s\\n' "$@" >$R/arguments; echo 0 >$R/exit-code; touch $R/junit.xml"""
+    guest(project, script, backends=("kprobe", "conntrack")).run([], limit=10)
+    told = (project / "results/arguments").read_text()
+    assert "K8SNET_BACKENDS=kprobe,conntrack K8SNET_REQUIRE_BACKENDS=kprobe,conntrack" in told
