@@ -18,6 +18,7 @@ from labs import kindcommands
 from labs.bench.names import DATAPATHS
 from labs.cluster.options import CNIS, IP_FAMILIES, IPTABLES_VARIANTS, PROXY_MODES, ClusterOptions
 from labs.lessoncommands import add_commands, complete_lesson
+from labs.statusline import StatusLine
 from tracer import __version__
 from tracer.errors import FormatError, K8snetError
 from tracer.program import add_completion, run, say
@@ -114,7 +115,7 @@ def up(name: str, filenames: tuple[str, ...], **options: Any) -> None:
     for filename, text in zip(filenames, texts, strict=True):
         manifests.parse(text, filename)  # a typing error should be told with its line, and before anything starts
     wanted = ClusterOptions(name=name, manifests=texts, **options)
-    with _Progress() as progress:
+    with StatusLine() as progress:
         started = control.up(wanted, progress.show)
     seconds = f" in {progress.seconds:.1f} s" if started else " already"
     say(f"cluster {name} is up{seconds}")
@@ -353,36 +354,6 @@ add_completion(cli, PROGRAM)
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command and exit with the contract's code."""
     sys.exit(run(cli, PROGRAM, arguments))
-
-
-class _Progress:
-    """What `up` is doing, on standard error: one line that changes on a terminal, else nothing."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._status: Any = None
-
-    def __enter__(self) -> _Progress:
-        import time
-
-        self._began = time.monotonic()
-        if sys.stderr.isatty():
-            from rich.console import Console
-
-            self._status = Console(stderr=True).status("starting")
-            self._status.start()
-        return self
-
-    def show(self, what: str) -> None:
-        if self._status is not None:
-            self._status.update(what)
-
-    def __exit__(self, *_: object) -> None:
-        import time
-
-        self.seconds = time.monotonic() - self._began
-        if self._status is not None:
-            self._status.stop()
 
 
 def _can_draw() -> bool:

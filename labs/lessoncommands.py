@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from labs.statusline import StatusLine
 from tracer.errors import NotRoot, UsageError
 from tracer.program import say
 
@@ -83,7 +84,7 @@ Examples:
         walk = _walk(name)
         _require_root()
         found = _find(walk, lab)
-        with _Status() as status:
+        with StatusLine() as status:
             walk.say = status.show
             walk.start(found, on)
         _print(tell.opening(found, len(walk.course.lessons)))
@@ -150,7 +151,7 @@ Examples:
         _require_root()
         if one and everything:
             raise UsageError("--step or --all, not both")
-        with _Status() as status:
+        with StatusLine() as status:
             walk.say = status.show
             if everything:
                 walk.reset_all()
@@ -212,7 +213,7 @@ def _entry(lesson: Any, done: set[str]) -> dict[str, Any]:
 
 def _check(walk: Walk, output: str = "text") -> int:
     _require_root()
-    with _Status() as status:
+    with StatusLine() as status:
         status.show("looking")
         report = walk.check()
     if output == "json":
@@ -259,28 +260,3 @@ def _print(what: Any) -> None:
     from rich.console import Console
 
     Console(highlight=False).print(what, crop=False)  # a command that is longer than a line is still one line
-
-
-class _Status:
-    """What is being done, on standard error: one line that changes on a terminal, else nothing."""
-
-    def __init__(self) -> None:
-        self._status: Any = None
-
-    def __enter__(self) -> _Status:
-        import sys
-
-        if sys.stderr.isatty():
-            from rich.console import Console
-
-            self._status = Console(stderr=True).status("starting")
-            self._status.start()
-        return self
-
-    def show(self, what: str) -> None:
-        if self._status is not None:
-            self._status.update(what)
-
-    def __exit__(self, *_: object) -> None:
-        if self._status is not None:
-            self._status.stop()

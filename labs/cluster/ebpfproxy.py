@@ -106,12 +106,7 @@ async def _sync_loop(
             continue
         if gone := state.take_gone():
             await asyncio.to_thread(_end_sockets, gone, asked)
-        health.updated()
-        if changed.is_set():
-            health.queued()  # meanwhile
-        node = mirror.items[NODES].get(("", container.facts["node"]))
-        if node is not None:
-            health.see_node(node)
+        health.caught_up(mirror.items[NODES].get(("", container.facts["node"])), more=changed.is_set())
         await services.sync(state.health_checks)
         container.notify(f"synced {version}")
         container.ready()

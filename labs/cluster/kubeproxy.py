@@ -78,12 +78,7 @@ async def _sync_loop(
             await asyncio.sleep(RETRY_SECONDS)
             changed.set()
             continue
-        health.updated()
-        if changed.is_set():
-            health.queued()  # meanwhile
-        node = mirror.items[NODES].get(("", container.facts["node"]))
-        if node is not None:
-            health.see_node(node)
+        health.caught_up(mirror.items[NODES].get(("", container.facts["node"])), more=changed.is_set())
         # Of two families, the first one counts.
         await services.sync({key: one for each in reversed(proxiers) for key, one in each.health_checks().items()})
         container.notify(f"synced {version}")

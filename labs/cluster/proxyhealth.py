@@ -60,6 +60,14 @@ class Health:
         """The kernel has all of it."""
         self._pending, self._updated = None, self.clock()
 
+    def caught_up(self, node: Object | None, *, more: bool) -> None:
+        """The kernel has all that was known. `more`: something has changed meanwhile. `node`: this one, by the API."""
+        self.updated()
+        if more:
+            self.queued()
+        if node is not None:
+            self.see_node(node)
+
     def see_node(self, node: Object) -> None:
         """Find out whether this node is to go, and should get no new connections."""
         taints = (node.get("spec") or {}).get("taints") or ()
