@@ -113,10 +113,9 @@ class Home:
                     file.flush()
                     os.fsync(file.fileno())
                 self.own(Path(temporary))
-                os.replace(temporary, path)  # noqa: PTH105 - of two paths of one kind
+                Path(temporary).replace(path)
             except BaseException:
-                with contextlib.suppress(OSError):
-                    os.unlink(temporary)  # noqa: PTH108
+                Path(temporary).unlink(missing_ok=True)
                 raise
         except OSError as error:
             raise OutputError(f"{path}: {error.strerror}") from error

@@ -14,7 +14,7 @@ import jsonpath
 from labs.engine.checks.context import Context
 from labs.engine.outcome import Outcome, failed, passed
 from labs.engine.world import World, get
-from tracer.errors import K8snetError, UsageError
+from tracer.errors import K8snetError
 
 
 def object_(
@@ -239,12 +239,3 @@ def endpoint_addresses(context: Context, name: str, namespace: str) -> list[str]
     """The addresses of the ready endpoints of a Service, in order."""
     selector = f"kubernetes.io/service-name={name}"
     return sorted(ready_addresses(get(context.world, "endpointslices", None, namespace, selector)))
-
-
-def service_address(context: Context, name: str, namespace: str) -> str:
-    """A Service's ClusterIP. Raises UsageError when it has none."""
-    found = get(context.world, "service", name, namespace)
-    ip = None if found is None else found["spec"].get("clusterIP")
-    if ip in (None, "", "None"):
-        raise UsageError(f"Service {namespace}/{name} has no ClusterIP")
-    return str(ip)
