@@ -18,6 +18,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from labs.cluster import uplink, vxlan
+from labs.cluster.alternatives import select_iptables
 from labs.cluster.apiclient import Mirror
 from labs.cluster.netfilter import Iptables
 from labs.cluster.resources import NODES, Object
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 
 def main(container: Container) -> None:
     """Be kindnetd on the node of `container`."""
+    select_iptables(container.facts["iptables"])
     asyncio.run(_run(container))
 
 

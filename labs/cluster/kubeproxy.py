@@ -13,6 +13,7 @@ import asyncio
 import gc
 import logging
 
+from labs.cluster.alternatives import select_iptables
 from labs.cluster.apiclient import Mirror
 from labs.cluster.proxy.addresses import networks_of_family
 from labs.cluster.proxy.changes import Before, Items, Tracker, Wanted
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 
 def main(container: Container) -> None:
     """Be kube-proxy on the node of `container`."""
+    select_iptables(container.facts["iptables"])
     asyncio.run(_run(container))
 
 

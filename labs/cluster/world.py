@@ -231,6 +231,7 @@ class World:
             id=facts.name,
             name=facts.name,
             image="node",
+            args=[self.options.iptables],
             hostname=facts.name,
             cgroup=cgroup,
             env=node_environment(facts.name),

@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 from labs.cluster import linux
+from labs.cluster.alternatives import select_iptables
 from labs.cluster.runtime.container import EXTRA_FD, Container
 from labs.cluster.runtime.service import serve
 
@@ -14,8 +15,9 @@ BPFFS = Path("/sys/fs/bpf")
 
 
 def main(container: Container) -> None:
-    """Serve the kubelet, over the socket that came with the container."""
+    """Serve the kubelet, over the socket that came with the container. Its argument: the node's variant of iptables."""
     mount_bpffs()
+    select_iptables(*container.args)
     with socket.socket(fileno=EXTRA_FD) as connection:
         container.ready()
         serve(connection)

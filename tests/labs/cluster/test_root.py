@@ -73,6 +73,8 @@ exec "$@"
 
 def test_where_no_overlay_is_possible_the_files_are_shared_read_only(tmp_path: Path) -> None:
     name = f"test-{secrets.token_hex(4)}"
+    own = subprocess.run(["iptables", "-V"], capture_output=True, text=True, check=True).stdout
+    other, words = ("nft", "nf_tables") if "legacy" in own else ("legacy", "legacy")
 
     def inside(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         enter = ["unshare", "--mount", "--propagation=private", "sh", "-c", STACKED, "sh", str(tmp_path)]
@@ -86,7 +88,7 @@ def test_where_no_overlay_is_possible_the_files_are_shared_read_only(tmp_path: P
         return done
 
     try:
-        up = inside("up", "--name", name)
+        up = inside("up", "--name", name, "--iptables", other)
         assert "note: nodes and pods share the machine's files read-only: no overlay over its root: " in up.stderr
         for target in ("node1", "default/client"):
             refused = lab("exec", "--name", name, target, "--", "touch", "/usr/x", check=False)
@@ -97,5 +99,6 @@ def test_where_no_overlay_is_possible_the_files_are_shared_read_only(tmp_path: P
         assert '"pod"' in lab("exec", "--name", name, "default/client", "--", *answer).stdout
         config = lab("exec", "--name", name, "node1", "--", "cat", "/etc/kubernetes/admin.conf").stdout
         assert "certificate-authority-data" in config
+        assert f"({words})" in lab("exec", "--name", name, "node1", "--", "iptables", "-V").stdout
     finally:
         lab("down", "--name", name)
