@@ -3,7 +3,7 @@
 
 # rules CHAIN: what the table nat of node1 has in it.
 rules() {
-    k8snet-lab exec node1 -- iptables-legacy -t nat -S "$1"
+    k8snet-lab exec node1 -- iptables -t nat -S "$1"
 }
 
 service_chain() {
