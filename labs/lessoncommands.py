@@ -87,10 +87,10 @@ Examples:
         with StatusLine() as status:
             walk.say = status.show
             walk.start(found, on)
-        _print(tell.opening(found, len(walk.course.lessons)))
-        now = walk.step
+        opened, now = walk.lesson, walk.step
+        _print(tell.opening(opened, len(walk.course.lessons)))
         if now is not None:
-            _print(tell.current(found, now, walk.home.workspace(found.id)))
+            _print(tell.current(opened, now, walk.home.workspace(opened.id)))
 
     @cli.command()
     @name

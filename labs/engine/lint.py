@@ -43,6 +43,10 @@ def _names(lesson: Lesson) -> Iterator[str]:
                 yield f"step {step.id}: {what}: {problem}"
         if step.prediction is not None and step.prediction.told not in ids[ids.index(step.id) + 1 :]:
             yield f"step {step.id}: predict.told: {step.prediction.told} is no step after it"
+        elif step.prediction is not None and not set(step.on) <= set(lesson.step(step.prediction.told).on):
+            yield f"step {step.id}: predict.told: {step.prediction.told} can't be done everywhere where this can"
+        if not set(step.on) & set(lesson.requires.on):
+            yield f"step {step.id}: on: the lesson runs nowhere there"
     if not any(step.is_graded for step in lesson.steps):
         yield "no step has a check"
 

@@ -40,7 +40,9 @@ class StepProgress:
 
 @dataclass(slots=True)
 class Session:
-    """The lesson that is open. `entered`: step id -> when, seconds since 1970. `solved`: steps done in this cluster."""
+    """The lesson that is open. `entered`: step id -> when, seconds since 1970. `done`: steps done in this cluster.
+    `words`: what stands in lessons -> what it is called on this cluster.
+    """
 
     lesson: str
     world: str
@@ -48,6 +50,7 @@ class Session:
     entered: dict[str, float] = field(default_factory=dict)
     done: list[str] = field(default_factory=list)
     answers: dict[str, str] = field(default_factory=dict)
+    words: dict[str, str] = field(default_factory=dict)
 
 
 class Home:

@@ -222,7 +222,7 @@ def _wrong(walk: Walk, wrong: Wrong) -> Iterator[str]:
 def _try(walk: Walk, step: Step, wrong: Wrong) -> Iterator[str]:
     name = f"{walk.lesson.id}: wrong/{wrong.path.name}"
     try:
-        walk.script(wrong.path.read_text(encoding="utf-8"), name)
+        walk.script(walk.worded(wrong.path), name)
     except K8snetError as error:
         yield error.message
         return

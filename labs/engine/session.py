@@ -21,19 +21,17 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from labs.engine import facts, faults, recorder
+from labs.engine import facts, faults, recorder, wording
 from labs.engine.checks import Context, check
 from labs.engine.course import Course
 from labs.engine.outcome import Outcome, Result, failed, passed
 from labs.engine.progress import Home, Progress, Session, read_session, write_session
 from labs.engine.spec import HINTS, Kind, Lesson, Step
-from labs.engine.world import BEGIN_ANEW, Blocked, Miniature, Ran, World, ran
+from labs.engine.stage import MiniatureStage, Stage
+from labs.engine.world import BEGIN_ANEW, Blocked, Ran, World, ran
 from tracer.errors import K8snetError, MissingError, UsageError
-
-if TYPE_CHECKING:
-    from labs.engine.kind.world import KindCluster
 
 POLL_SECONDS = 0.25
 CONFIRM_SECONDS = 0.2
@@ -97,16 +95,19 @@ class Walk:
         self.say = say
         self._cluster = cluster
         self._session = read_session(where)
-        self._kind_cluster: KindCluster | None = None
+        self._stages: dict[tuple[str, str], Stage] = {}
 
     # ---- which lesson, which step ----
 
     @property
     def lesson(self) -> Lesson:
-        """The lesson that is open. Raises NoLesson."""
-        if self._session is None:
-            raise NoLesson("no lesson has been started", hint="sudo k8snet-lab start")
-        return self.course.find(self._session.lesson)
+        """The lesson that is open, as it reads on its cluster. Raises NoLesson."""
+        session = self._open
+        return wording.lesson(self.course.find(session.lesson), session.world, session.words)
+
+    def worded(self, path: Path) -> str:
+        """One of the lesson's files, as it reads on its cluster."""
+        return wording.text(path.read_text(encoding="utf-8"), self._open.words)
 
     @property
     def opened(self) -> str | None:
@@ -122,16 +123,18 @@ class Walk:
     @property
     def world(self) -> World:
         """The cluster that the open lesson runs on."""
-        if self._open.world == "kind":
-            return self._kind(self._open.cluster)
-        return Miniature(self._open.cluster)
+        return self._stage(self._open.world, self._open.cluster).world
 
-    def _kind(self, name: str) -> KindCluster:
-        from labs.engine.kind.world import KindCluster
+    def _stage(self, on: str, cluster: str) -> Stage:
+        """What a lesson stands on; made once, since one of kind remembers where its nodes are."""
+        if (on, cluster) not in self._stages:
+            if on == "kind":
+                from labs.engine.kind.stage import KindStage
 
-        if self._kind_cluster is None or self._kind_cluster.name != name:
-            self._kind_cluster = KindCluster(name, self.home)  # it remembers where its nodes are
-        return self._kind_cluster
+                self._stages[on, cluster] = KindStage(cluster, self.home)
+            else:
+                self._stages[on, cluster] = MiniatureStage(cluster)
+        return self._stages[on, cluster]
 
     @property
     def on(self) -> str | None:
@@ -165,80 +168,30 @@ class Walk:
             raise UsageError(f"{lesson.id} can't run on {on}, only on {only}", hint=hint)
         if on == "kind":
             self.say("looking at the kind cluster")
-            self._check_kind(lesson)
+        stage = self._stage(on, self._cluster)
+        stage.check(lesson)
         self.stop()
-        if on == "miniature":
-            self._start_miniature(lesson)
+        stage.make(lesson, self.say)
         self._session = Session(lesson.id, on, self._cluster)
         try:
-            if on == "kind":
-                self._prepare_kind(lesson)
+            self._session.words = stage.words()
             if lesson.requires.records:
                 self.say("live trace")
-                recorder.start(self.home, self.world.kubeconfig, *self._owner())
+                recorder.start(self.home, self.world.kubeconfig, *stage.owner())
             self._enter()
         except BaseException:
             self.stop()
             raise
-
-    def _start_miniature(self, lesson: Lesson) -> None:
-        from labs.cluster import control
-        from labs.cluster.options import ClusterOptions
-
-        needs = lesson.requires
-        options = ClusterOptions(
-            name=self._cluster,
-            nodes=needs.nodes,
-            proxy=needs.proxy,
-            cni=needs.cni,
-            ip_family=needs.ip_family,
-            iptables=needs.iptables,
-            manifests=tuple(path.read_text(encoding="utf-8") for path in lesson.manifests),
-        )
-        if not control.up(options, self.say):
-            raise UsageError(
-                f"cluster {self._cluster} is up, and no lesson started it",
-                hint=f"sudo k8snet-lab down --name {self._cluster}, or another --name for the lesson's",
-            )
-
-    def _check_kind(self, lesson: Lesson) -> None:
-        from labs.engine.kind import prepare
-
-        cluster = self._kind(self._cluster)
-        prepare.check(cluster, lesson)
-        if lesson.requires.records and not cluster.shares_our_kernel:
-            raise MissingError(
-                f"{lesson.id} watches the kernel of {self._cluster}'s nodes, and that is not this machine's",
-                hint="start it on the machine that the containers run on; vagrant up makes one",
-            )
-
-    def _prepare_kind(self, lesson: Lesson) -> None:
-        from labs.engine.kind import prepare
-
-        prepare.prepare(self._kind(self._cluster), lesson, self.say)
-
-    def _clean_kind(self) -> None:
-        """Delete what the open lesson made: the next one finds the same cluster."""
-        from labs.engine.kind import prepare
-
-        with suppress(K8snetError):  # the cluster may be gone, and a lesson that another version knew
-            prepare.clean(self._kind(self._open.cluster), self.lesson)
-
-    def _owner(self) -> tuple[int, str | None]:
-        """The process that the cluster ends with, and the cgroup of all its processes, where it has one."""
-        return (self._kind(self._cluster).owner(), None) if self.on == "kind" else _owner(self._cluster)
 
     def stop(self) -> bool:
         """Close the lesson, and end its cluster unless that is kind's; false when none was open. Progress stays."""
         if self._session is None:
             return False
         recorder.stop(self.home)
-        if self._session.world == "miniature":
-            from labs.cluster import control
-
-            control.down(self._session.cluster)
-        else:
-            self._clean_kind()
+        lesson: Lesson | None = None
+        with suppress(K8snetError):  # one that another version knew
+            lesson = self.lesson
+        self._stage(self._session.world, self._session.cluster).clear(lesson)
         self._session = None
         write_session(self.home, None)
         return True
@@ -246,7 +199,7 @@ class Walk:
     def reset(self) -> None:
         """The open lesson from its beginning, on a fresh cluster (on kind: the same); progress stays."""
         self._cluster = self._open.cluster
-        self.start(self.lesson, self._open.world)
+        self.start(self.course.find(self._open.lesson), self._open.world)
 
     def reset_step(self) -> None:
         """The step that is to be done, from its beginning: a fresh cluster, and the steps before it solved in it."""
@@ -281,15 +234,16 @@ class Walk:
     def _prepare(self, step: Step) -> None:
         lesson = self.lesson
         for name in step.apply:
-            path = lesson.directory / "manifests" / name
-            _must(self.world.apply(path), f"kubectl apply {name}")
+            text = self.worded(lesson.directory / "manifests" / name)
+            _must(self.world.apply(text), f"kubectl apply {name}")
         for fault in step.faults:
             faults.inject(self.world, fault.name, fault.parameters)
         workspace = self.home.workspace(lesson.id)
         if step.files:
             self.home.make(workspace)
         for name in step.files:
-            shutil.copyfile(lesson.directory / "files" / name, workspace / name)
+            text = self.worded(lesson.directory / "files" / name)
+            (workspace / name).write_text(text, encoding="utf-8")
             self.home.own(workspace / name)
 
     def _pass(self, step: Step, *, assisted: bool = False) -> None:
@@ -460,7 +414,10 @@ class Walk:
             self._save()
         elif step.is_graded:
             name = "step_" + step.id.replace("-", "_")
-            self.script(f"source {shlex.quote(str(self.lesson.solution))}; {name}", f"the solution of {step.id}")
+            with TemporaryDirectory(prefix="k8snet-lab-") as directory:
+                solution = Path(directory, self.lesson.solution.name)
+                solution.write_text(self.worded(self.lesson.solution), encoding="utf-8")
+                self.script(f"source {shlex.quote(str(solution))}; {name}", f"the solution of {step.id}")
 
     def script(self, text: str, what: str) -> None:
         """Run a lesson's script as the learner would. Raises K8snetError when it fails."""
@@ -504,16 +461,6 @@ def _write_program(path: Path, body: str) -> None:
 
 def _no_answer(form: str, command: str) -> Outcome:
     return failed("no-answer", expected=form, seen="no answer yet", look=command)
-
-
-def _owner(cluster: str) -> tuple[int, str | None]:
-    """The process that a cluster ends with, and the cgroup of all its processes."""
-    from labs.cluster.ledger import Ledger
-
-    ledger = Ledger.read(cluster)
-    if ledger.supervisor is None:
-        raise K8snetError(f"cluster {cluster} has just ended", hint=BEGIN_ANEW)
-    return ledger.supervisor[0], ledger.cgroup
 
 
 def _must(done: Ran, what: str) -> None:

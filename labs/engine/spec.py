@@ -34,8 +34,9 @@ WORLDS = ("miniature", "kind")
 _ID = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _REQUIRED = ("id", "title", "summary", "order", "minutes", "concepts", "steps")
 _OPTIONAL = ("needs", "assumes", "requires")
-_REQUIRES = {"nodes", "proxy", "cni", "ip_family", "iptables", "on", "records"}
+_REQUIRES = {"nodes", "proxy", "cni", "ip_family", "iptables", "on", "records", "outside"}
 _STEP = {"id", "kind", "title", "checks", "hints", "within", "answer", "predict", "fault", "apply", "files"}
+_STEP |= {"on", "why"}
 
 
 class LessonError(FormatError):
@@ -88,7 +89,8 @@ class Question:
 @dataclass(frozen=True, slots=True)
 class Step:
     """One step. `within`: seconds for which its checks are tried again. `apply`: manifests, when it is entered;
-    `faults`: what is broken then; `files`: what is copied for the learner then.
+    `faults`: what is broken then; `files`: what is copied for the learner then. `on`: where it can be done; elsewhere
+    it is only read, and `why` says why.
     """
 
     id: str
@@ -102,6 +104,8 @@ class Step:
     faults: tuple[Named, ...]
     apply: tuple[str, ...]
     files: tuple[str, ...]
+    on: tuple[str, ...] = WORLDS
+    why: str = ""
 
     @property
     def is_graded(self) -> bool:
@@ -111,7 +115,9 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Requires:
-    """The cluster that a lesson needs. `on`: where it can run. `records`: whether the live trace is kept meanwhile."""
+    """The cluster that a lesson needs. `on`: where it can run. `records`: whether the live trace is kept meanwhile.
+    `outside`: whether it calls from client-host, a host outside of the cluster; in miniature there is always one.
+    """
 
     nodes: int = 2
     proxy: str = "iptables"
@@ -120,6 +126,7 @@ class Requires:
     iptables: str = "default"
     on: tuple[str, ...] = WORLDS
     records: bool = False
+    outside: bool = False
 
     @property
     def only_in_miniature(self) -> str | None:
@@ -301,6 +308,7 @@ class _Form:
             ("iptables", requires.iptables, IPTABLES_VARIANTS),
             ("nodes", requires.nodes, range(1, MAX_NODES + 1)),
             ("records", requires.records, (True, False)),
+            ("outside", requires.outside, (True, False)),
             *(("on", item, WORLDS) for item in on),
         ):
             if value not in known:
@@ -332,6 +340,8 @@ class _Form:
             faults=tuple(self.named(entry, "fault") for entry in ([faults] if isinstance(faults, dict) else faults)),
             apply=self.texts(table, "apply"),
             files=self.texts(table, "files"),
+            on=self.texts(table, "on") or WORLDS,
+            why=self.text(table, "why") if "why" in table else "",
         )
         self.fits(step)
         return step
@@ -353,6 +363,10 @@ class _Form:
             raise self.wrong(f"{key}.fault", "a step of kind fix breaks something, by `fault` or `apply`")
         if step.kind is Kind.WRITE and not step.files:
             raise self.wrong(f"{key}.files", "a step of kind write has files to edit")
+        if not set(step.on) <= set(WORLDS):
+            raise self.wrong(f"{key}.on", f"some of {', '.join(WORLDS)}")
+        if (set(step.on) != set(WORLDS)) != bool(step.why):
+            raise self.wrong(f"{key}.why", "a step that can't be done everywhere says why, and no other")
 
     def named(self, table: Mapping[str, Any], key: str) -> Named:
         return Named(self.text(table, key), {name: value for name, value in table.items() if name != key})

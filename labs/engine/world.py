@@ -57,8 +57,8 @@ class World(Protocol):
     def kubectl(self, *arguments: str, feed: str | None = None) -> Ran:
         """Run kubectl on this cluster."""
 
-    def apply(self, path: Path) -> Ran:
-        """Apply a lesson's manifest."""
+    def apply(self, text: str) -> Ran:
+        """Apply a lesson's manifest, of one or more documents."""
 
     def run(self, target: str, *command: str, feed: str | None = None, seconds: float = RUN_SECONDS) -> Ran:
         """Run a command on a node or in a pod; exit code 124 when it takes longer. Raises Blocked."""
@@ -104,8 +104,8 @@ class Miniature:
         env = {**os.environ, "KUBECONFIG": str(self.kubeconfig)}
         return ran(["kubectl", *arguments], feed=feed, env=env)
 
-    def apply(self, path: Path) -> Ran:
-        return self.kubectl("apply", "-f", str(path))
+    def apply(self, text: str) -> Ran:
+        return self.kubectl("apply", "-f", "-", feed=text)
 
     def run(self, target: str, *command: str, feed: str | None = None, seconds: float = RUN_SECONDS) -> Ran:
         _ = self.kubeconfig  # there is a cluster

@@ -15,7 +15,8 @@ from pathlib import Path
 import yaml
 
 from labs.cluster import manifests
-from labs.engine.kind import images
+from labs.engine import wording
+from labs.engine.kind import names, placement
 from labs.engine.kind.world import KindCluster, is_missing
 from labs.engine.spec import Lesson
 from labs.engine.world import Blocked, Ran, get
@@ -81,10 +82,22 @@ def prepare(world: KindCluster, lesson: Lesson, say: Say = lambda _: None) -> No
     say("what was there before goes")
     clean(world, lesson)
     _delete(world, workload)
+    _open_control_planes(world)
     say("workload (images are pulled)")
-    for text in [workload, *(path.read_text(encoding="utf-8") for path in lesson.manifests)]:
-        _must(world.kubectl("apply", "-f", "-", feed=images.translate(text)), "kubectl apply")
+    words = names.words(world)
+    own = (wording.text(path.read_text(encoding="utf-8"), words) for path in lesson.manifests)
+    for text in [placement.placed(workload, names.node(world, 1)), *own]:
+        _must(world.apply(text), "kubectl apply")
     wait(world)
+
+
+def _open_control_planes(world: KindCluster) -> None:
+    """Have pods on the control plane, too, as in miniature; kind itself does so where that is the only node."""
+    for node in get(world, "nodes"):
+        for taint in node["spec"].get("taints") or ():
+            if taint["key"] == names.CONTROL_PLANE_LABEL:
+                remove = f"{taint['key']}:{taint['effect']}-"
+                _must(world.kubectl("taint", "nodes", node["metadata"]["name"], remove), "kubectl taint")
 
 
 def clean(world: KindCluster, lesson: Lesson) -> None:

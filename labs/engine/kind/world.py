@@ -31,6 +31,7 @@ ROLES = ("control-plane", "worker")  # others, such as a load balancer before co
 ADMIN_KUBECONFIG = "/etc/kubernetes/admin.conf"  # kubeadm's, on the control plane
 NODE_PYTHON = "/opt/k8snet/venv/bin/python"  # install.sh puts it there
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+CLIENT_HOST = "client-host"  # outside of the cluster, as lessons call it
 NOT_THERE = re.compile(r'exec: \\?"([^"\\]+)\\?": (executable file not found|stat .*: no such file)')
 
 
@@ -60,9 +61,9 @@ class KindCluster:
         """See World."""
         return ran([*self._kubectl, *arguments], feed=feed, env=self._environment, seconds=seconds)
 
-    def apply(self, path: Path) -> Ran:
+    def apply(self, text: str) -> Ran:
         """See World. Images that only the miniature cluster has are replaced."""
-        return self.kubectl("apply", "-f", "-", feed=images.translate(path.read_text(encoding="utf-8")))
+        return self.kubectl("apply", "-f", "-", feed=images.translate(text))
 
     @property
     def _kubectl(self) -> list[str]:
@@ -85,7 +86,7 @@ class KindCluster:
         nodes = [(ROLES.index(role), name) for name, role in rows if role in ROLES]
         if not nodes:
             raise Blocked(f"no node of the kind cluster {self.name} is running", hint=self._create)
-        return [name for _, name in sorted(nodes, key=lambda one: (one[0], _natural(one[1])))]
+        return [name for _, name in sorted(nodes, key=lambda one: (one[0], natural(one[1])))]
 
     def nodes(self) -> list[str]:
         """See World: node1, node2, …."""
@@ -140,7 +141,9 @@ class KindCluster:
             raise Blocked(f"{error.filename} is not installed", hint=_GET[str(error.filename)]) from error
 
     def container(self, node: str) -> str:
-        """The container of a node, by the name that lessons use or by its own. Raises UsageError."""
+        """The container of a node, by the name that lessons use or by its own; or client-host's. Raises UsageError."""
+        if node == CLIENT_HOST:
+            return self.client_host
         if node in self.containers:
             return node
         names = dict(zip(self.nodes(), self.containers, strict=True))
@@ -149,14 +152,21 @@ class KindCluster:
             raise UsageError(f"there is no node {node}", hint=f"there are {known}, and pods as NAMESPACE/POD")
         return names[node]
 
+    @property
+    def client_host(self) -> str:
+        """The container that is outside of the cluster, when a lesson has one (`labs.engine.kind.outside`)."""
+        return f"{self.name}-{CLIENT_HOST}"
+
     def _into(self, target: str, streams: bool, terminal: bool, command: Sequence[str]) -> list[str]:
         """The command line that runs `command` there. `streams`: standard input is passed on."""
         options = [*(["-i"] if streams else []), *(["-t"] if terminal else [])]
         if command[0] == sys.executable:  # Python, with k8snet's libraries: where that is there
-            command = ["python3" if "/" in target else NODE_PYTHON, *command[1:]]
+            command = ["python3" if "/" in target or target == CLIENT_HOST else NODE_PYTHON, *command[1:]]
         if "/" in target:
             namespace, _, pod = target.partition("/")
             return [*self._kubectl, "exec", *options, "-n", namespace, pod, "--", *command]
+        if target == CLIENT_HOST:
+            return ["docker", "exec", *options, self.client_host, *command]
         # kubectl, in a node: as administrator, with the file that is there on the control plane
         return ["docker", "exec", *options, "-e", f"KUBECONFIG={ADMIN_KUBECONFIG}", self.container(target), *command]
 
@@ -222,7 +232,7 @@ def _reason(done: Ran) -> str:
     return lines[-1] if lines else f"exit code {done.code}"
 
 
-def _natural(name: str) -> list[str | int]:
+def natural(name: str) -> list[str | int]:
     """A key that sorts worker2 before worker10."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 

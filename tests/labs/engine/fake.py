@@ -18,11 +18,14 @@ NOT_FOUND = Ran(1, "", 'Error from server (NotFound): services "web" not found')
 
 @dataclass
 class FakeWorld:
-    """`objects`: "kind namespace/name" or "kind namespace" -> object or list. `commands`: what a target prints."""
+    """`objects`: "kind namespace/name" or "kind namespace" -> object or list. `commands`: what a target prints.
+    `applied`: manifests.
+    """
 
     objects: dict[str, Any] = field(default_factory=dict)
     commands: dict[str, Ran] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    applied: list[str] = field(default_factory=list)
     kubeconfig: Path = Path("/nowhere")
 
     def kubectl(self, *arguments: str, feed: str | None = None) -> Ran:
@@ -44,9 +47,10 @@ class FakeWorld:
             return NOT_FOUND if found is None else Ran(0, json.dumps(found), "")
         return Ran(0, json.dumps({"items": self.objects.get(f"{kind} {namespace}", [])}), "")
 
-    def apply(self, path: Path) -> Ran:
+    def apply(self, text: str) -> Ran:
         """See World."""
-        return self.kubectl("apply", "-f", str(path))
+        self.applied.append(text)
+        return self.kubectl("apply", "-f", "-", feed=text)
 
     def run(self, target: str, *command: str, feed: str | None = None, seconds: float = RUN_SECONDS) -> Ran:
         """See World: the first entry of `commands` whose key begins the command."""

@@ -23,7 +23,7 @@ from tests.labs.machine import REPOSITORY
 
 DOCKER = """#!{python}
 import json, os, subprocess, sys
-NODES = {{"{name}-control-plane": "node1", "{name}-worker": "node2"}}
+NODES = {{"{name}-control-plane": "node1", "{name}-worker": "node2", "{name}-client-host": "client-host"}}
 def lab(*words):
     return [sys.executable, "-m", "labs.cli", words[0], "--name", "{name}", *words[1:]]
 os.environ["PYTHONPATH"] = "{repository}"
@@ -32,6 +32,21 @@ words = sys.argv[1:]
 if words[0] == "ps":
     assert words[1:3] == ["--filter", "label=io.x-k8s.kind.cluster={name}"], words
     print("{name}-worker\\tworker\\n{name}-control-plane\\tcontrol-plane")
+elif words[0] == "inspect" and words[3] == "{name}-client-host":
+    if not os.path.exists("{outside}"):
+        sys.exit("Error: No such object: {name}-client-host")
+    assert words[1:3] == ["--format", "{{{{range .NetworkSettings.Networks}}}}{{{{.IPAddress}}}} {{{{end}}}}"], words
+    print("198.51.100.2 ")
+elif words[0] == "inspect" and ".Networks" in words[2]:
+    print("kind ")
+elif words[0] == "run":
+    assert words[1:] == ["--detach", "--rm", "--name", "{name}-client-host", "--network", "kind", "--pid",
+                         "container:{name}-control-plane", "client", "sleep", "infinity"], words
+    open("{outside}", "x").close()
+elif words[0] == "rm":
+    assert words[1:] == ["--force", "{name}-client-host"], words
+    if os.path.exists("{outside}"):
+        os.remove("{outside}")
 elif words[0] == "inspect":
     assert words[1:3] == ["--format", "{{{{.State.Pid}}}}"], words
     # It ends with 1 while some pod is not ready, which does not concern Docker.
@@ -83,7 +98,13 @@ class KindLike:
         self.kubectl("config", "rename-context", now, f"kind-{self.name}")
         self.proxy_mode("iptables")
         docker = self.bin / "docker"
-        values = {"python": sys.executable, "repository": REPOSITORY, "installed": self.installed}
+        self.outside = directory / "outside"
+        values = {
+            "python": sys.executable,
+            "repository": REPOSITORY,
+            "installed": self.installed,
+            "outside": self.outside,
+        }
         docker.write_text(DOCKER.format(name=self.name, **values))
         docker.chmod(0o755)
 

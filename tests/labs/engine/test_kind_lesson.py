@@ -17,7 +17,8 @@ import pytest
 
 from labs.engine import recorder
 from labs.engine.course import Course
-from labs.engine.kind import prepare
+from labs.engine.kind import names, prepare
+from labs.engine.kind.world import KindCluster
 from labs.engine.outcome import Result
 from labs.engine.progress import Home
 from labs.engine.session import Walk
@@ -149,6 +150,57 @@ def test_a_cluster_that_does_not_fit(walk: Walk, like: KindLike, monkeypatch: py
     assert walk.opened is None
 
 
+def test_a_host_outside(walk: Walk, like: KindLike) -> None:
+    lesson = walk.course.find(LESSON)
+    wants = replace(lesson, requires=replace(lesson.requires, outside=True))
+    walk.start(wants, on="kind")
+    assert like.outside.exists()
+    assert walk.world.run("client-host", "hostname").out == "client-host\n"
+    said = lab("exec", "--name", like.name, "client-host", "--", "hostname")
+    assert said.stdout == "client-host\n"
+    assert walk.stop()
+    assert not like.outside.exists()
+
+
+def test_names_and_addresses(walk: Walk, like: KindLike, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This cluster's are those that lessons are written for; a real one has others."""
+    cluster = KindCluster(like.name, walk.home)
+    assert names.words(cluster) == {}
+    nodes = json.loads(like.kubectl("get", "nodes", "-o", "json"))["items"]
+    for node, name, address in zip(
+        nodes, ("k8snet-control-plane", "k8snet-worker"), ("1.2.3.4", "5.6.7.8"), strict=True
+    ):
+        node["metadata"]["name"] = name
+        node["status"]["addresses"] = [
+            {"type": "Hostname", "address": name},
+            {"type": "InternalIP", "address": address},
+        ]
+    monkeypatch.setattr(names, "get", lambda *_: nodes[::-1])
+    monkeypatch.setattr(names.outside, "address", lambda _: "9.9.9.9")
+    assert names.words(cluster) == {
+        "node1": "k8snet-control-plane",
+        "172.18.0.2": "1.2.3.4",
+        "node2": "k8snet-worker",
+        "172.18.0.3": "5.6.7.8",
+        "198.51.100.2": "9.9.9.9",
+    }
+    assert names.node(cluster, 2) == "k8snet-worker"
+
+
+def test_pods_may_be_on_the_control_plane(walk: Walk, like: KindLike) -> None:
+    """As in miniature: kind itself has it so only where that is the only node."""
+    key = "node-role.kubernetes.io/control-plane"
+    like.kubectl("taint", "nodes", "node1", f"{key}:NoSchedule", "example.com/other=1:PreferNoSchedule")
+    walk.start(walk.course.find(LESSON), on="kind")
+    spec = json.loads(like.kubectl("get", "node", "node1", "-o", "json"))["spec"]
+    assert [taint["key"] for taint in spec["taints"]] == ["example.com/other"]
+    like.kubectl("taint", "nodes", "node1", "example.com/other-")
+    on = [pod["spec"]["nodeName"] for pod in pods(like).values()]
+    assert sorted(map(on.count, ("node1", "node2"))) == [1, 2]
+    client = json.loads(like.kubectl("get", "pod", "client", "-o", "json"))
+    assert client["spec"]["nodeName"] == "node1"
+
+
 KIND_LESSONS = [lesson.id for lesson in Course.read().lessons if "kind" in lesson.worlds]
 
 
@@ -166,7 +218,7 @@ def test_solutions_pass(walk: Walk, like: KindLike, lesson: str) -> None:
 
 
 def test_modes_of_kube_proxy(walk: Walk, like: KindLike) -> None:
-    cluster = walk._kind(like.name)
+    cluster = KindCluster(like.name, walk.home)
     like.proxy_mode("nftables")
     assert prepare.proxy_mode(cluster) == "nftables"
     like.proxy_mode('""')
@@ -177,7 +229,7 @@ def test_modes_of_kube_proxy(walk: Walk, like: KindLike) -> None:
 
 
 def test_no_context_of_that_name(walk: Walk) -> None:
-    cluster = walk._kind("moon")
+    cluster = KindCluster("moon", walk.home)
     with pytest.raises(Blocked, match="there is no context kind-moon in") as found:
         _ = cluster.kubeconfig
     assert found.value.hint == "k8snet-lab kind create --name moon"

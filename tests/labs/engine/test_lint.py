@@ -46,6 +46,11 @@ def test_a_sound_lesson(tmp_path: Path) -> None:
         ('name = "web", path', "path", "step find: fact: object: missing a required argument: 'name'"),
         ('told = "find"', 'told = "guess"', "step guess: predict.told: guess is no step after it"),
         ('told = "find"', 'told = "lost"', "step guess: predict.told: lost is no step after it"),
+        (
+            'kind = "answer"',
+            'kind = "answer"\non = ["miniature"]\nwhy = "So."',
+            "step guess: predict.told: find can't be done everywhere where this can",
+        ),
         ("within = 0", 'apply = ["broken.yaml"]', "step open: there is no manifests/broken.yaml"),
         ("within = 0", 'files = ["web.yaml"]', "step open: there is no files/web.yaml"),
         ('["Types.", "NodePort."', '["Types.", "Types."', "step open: two hints say the same"),

@@ -12,6 +12,7 @@ from labs.engine import session
 from labs.engine.course import Course
 from labs.engine.progress import Home
 from labs.engine.rehearse import wrong_answers
+from labs.engine.spec import Lesson
 from tests.labs.engine import lessons
 from tests.labs.engine.test_session import Paper
 from tracer.errors import K8snetError
@@ -25,10 +26,10 @@ class Counted(Paper):
     clusters = 0
     is_spoilt = False
 
-    def _start_miniature(self, lesson: Any) -> None:
-        super()._start_miniature(lesson)
+    def start(self, lesson: Lesson, on: str = "miniature") -> None:
         self.clusters += 1
         self.is_spoilt = False
+        super().start(lesson, on)
 
     def script(self, text: str, what: str) -> None:
         if "# step: find" in text:

@@ -14,6 +14,8 @@ from labs.engine.course import Course
 from labs.engine.outcome import Result
 from labs.engine.progress import Home, Session
 from labs.engine.session import NoLesson, Walk
+from labs.engine.spec import Kind, Lesson
+from labs.engine.stage import Stage
 from labs.engine.world import World
 from tests.labs.engine import lessons
 from tests.labs.engine.fake import FakeWorld
@@ -21,21 +23,48 @@ from tests.labs.engine.test_checks import WEB
 from tracer.errors import K8snetError, UsageError
 
 
-class Paper(Walk):
-    """A walk without a cluster."""
+class PaperStage:
+    """A stage of paper. `called`: what stands in lessons -> what it is called there; `cleared`: lessons that ended."""
 
-    fake: FakeWorld
+    def __init__(self) -> None:
+        self.fake = FakeWorld()
+        self.called: dict[str, str] = {}
+        self.cleared: list[str] = []
 
     @property
     def world(self) -> World:
         return self.fake
 
-    def _start_miniature(self, lesson: Any) -> None:
+    def check(self, lesson: Lesson) -> None:
+        pass
+
+    def make(self, lesson: Lesson, say: Any) -> None:
         self.fake = FakeWorld({"service default/web": copy.deepcopy(WEB)})
 
-    def stop(self) -> bool:
-        was, self._session = self._session, None
-        return was is not None
+    def clear(self, lesson: Lesson | None) -> None:
+        self.cleared.append("?" if lesson is None else lesson.id)
+
+    def owner(self) -> tuple[int, str | None]:
+        return os.getpid(), None
+
+    def words(self) -> dict[str, str]:
+        return self.called
+
+
+class Paper(Walk):
+    """A walk without a cluster."""
+
+    paper: PaperStage
+
+    @property
+    def fake(self) -> FakeWorld:
+        """What is asked."""
+        return self.paper.fake
+
+    def _stage(self, on: str, cluster: str) -> Stage:
+        if not hasattr(self, "paper"):
+            self.paper = PaperStage()
+        return self.paper
 
     def perform(self, step: Any) -> None:
         if step.id == "open":
@@ -197,7 +226,7 @@ def test_another_process_goes_on(walk: Paper) -> None:
     walk.answer("b")
     walk.check()
     again = Paper(walk.course, walk.home, "test")
-    again.fake = walk.fake
+    again.paper = walk.paper
     assert (again.opened, now(again)) == ("web", "find")
 
 
@@ -237,7 +266,7 @@ def test_a_step_is_prepared_when_it_is_entered(tmp_path: Path) -> None:
     walk.solve(one=True)
     assert now(walk) == "mend"
     assert (tmp_path / "files" / "web" / "web.yaml").read_text() == "kind: Service\n"
-    assert any(text == f"apply -f {directory / 'manifests' / 'broken.yaml'}" for text in walk.fake.asked)
+    assert (directory / "manifests" / "broken.yaml").read_text() in walk.fake.applied
     assert any("iptables" in text and "FORWARD" in text for text in walk.fake.asked)
 
 
@@ -260,3 +289,47 @@ def test_the_session_is_written_whole(walk: Paper) -> None:
     kept = session.read_session(walk.home)
     assert isinstance(kept, Session)
     assert (kept.lesson, kept.world, kept.cluster, list(kept.entered)) == ("web", "miniature", "test", ["guess"])
+
+
+ELSEWHERE = 'on = ["miniature"]\nwhy = "It has no such device."\n'
+
+
+def on_kind(tmp_path: Path, lab: str, called: dict[str, str]) -> Paper:
+    lessons.write(tmp_path / "course" / "01-web", lab=lab)
+    where = Home(tmp_path / "state" / "k8snet", tmp_path / "files", (os.geteuid(), os.getegid()))
+    made = Paper(Course.read(tmp_path / "course"), where, "test")
+    made._stage("kind", "test")
+    made.paper.called = called
+    made.start(made.course.find("web"), on="kind")
+    return made
+
+
+def test_a_step_that_can_not_be_done_there_is_only_read(tmp_path: Path) -> None:
+    lab = lessons.LAB.replace('kind = "answer"\n', f'kind = "answer"\n{ELSEWHERE}')
+    lab = lab.replace('kind = "predict"\n', f'kind = "predict"\n{ELSEWHERE}')
+    walk = on_kind(tmp_path, lab, {})
+    assert now(walk) == "open"
+    assert [step.kind for step in walk.lesson.steps] == [Kind.READ, Kind.READ, Kind.READ, Kind.CHANGE]
+    told = walk.lesson.section(walk.lesson.step("find")).text
+    note = "*To be done on the cluster in miniature only, and here to be read: It has no such device.*"
+    assert told.splitlines()[0] == note
+    assert "Where is it?" in told
+    report = walk.solve(one=False)
+    assert report.now is None
+    assert walk.done() == {"web"}
+    walk.start(walk.course.find("web"))
+    assert now(walk) == "guess"
+
+
+def test_the_lesson_is_told_in_the_words_of_its_cluster(tmp_path: Path) -> None:
+    walk = on_kind(
+        tmp_path, lessons.LAB.replace("kubectl edit.", "kubectl edit on node1."), {"node1": "shop", "web": "shop"}
+    )
+    assert walk.lesson.step("open").hints[2] == "kubectl edit on shop."
+    assert walk.lesson.step("open").checks[0].parameters["name"] == "shop"
+    assert (walk.lesson.id, walk.lesson.title) == ("web", "A shop server")
+    again = Walk(walk.course, walk.home, "test")  # as another command finds it
+    assert again.lesson == walk.lesson
+    walk.reset()
+    assert walk.lesson == again.lesson
+    assert walk.paper.cleared == ["web"]

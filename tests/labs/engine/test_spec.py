@@ -49,6 +49,10 @@ def test_a_lesson_is_read(tmp_path: Path) -> None:
         ('right = "b"', 'right = "c"', "predict.right: must be one of the choices"),
         ("order = 1", "order = 1\nrequires = { proxy = 'ipvs' }", "requires.proxy: 'ipvs' is none of iptables"),
         ("order = 1", "order = 1\nrequires = { pods = 3 }", "requires.pods: no such key"),
+        ("order = 1", "order = 1\nrequires = { outside = 1.5 }", "requires.outside: 1.5 is none of True, False"),
+        ("within = 0", 'on = ["moon"]\nwhy = "So."', "steps.open.on: some of miniature, kind"),
+        ("within = 0", 'on = ["miniature"]', "steps.open.why: a step that can't be done everywhere says why"),
+        ("within = 0", 'why = "So."', "steps.open.why: a step that can't be done everywhere says why, and no other"),
         ("order = 1", "order =", "Invalid value"),
     ],
 )
