@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import click
 
-from labs import kindcommands
+from labs import kindcommands, servicelbcommands
 from labs.bench.names import DATAPATHS
 from labs.cluster.options import CNIS, IP_FAMILIES, IPTABLES_VARIANTS, PROXY_MODES, ClusterOptions
 from labs.lessoncommands import add_commands, complete_lesson
@@ -348,6 +348,7 @@ def scale(
 
 add_commands(cli, _name)
 kindcommands.add_commands(cli, _name, complete_lesson)
+servicelbcommands.add_commands(cli)
 add_completion(cli, PROGRAM)
 
 

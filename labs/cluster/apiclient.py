@@ -1,7 +1,8 @@
 """How the components that run in pods (kube-proxy, kindnet, CoreDNS) follow the API: list, then watch, then list again.
 
-Stands for client-go: in-cluster configuration from the service-account directory and the environment, and the reflector
-(tools/cache/reflector.go). Left out: everything that writes, paging, and clients for kinds.
+Stands for client-go: in-cluster configuration from the service-account directory and the environment, the token read
+again and again since kubelet renews it (transport/token_source.go), and the reflector (tools/cache/reflector.go). Left
+out: everything that writes, paging, and clients for kinds.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class Mirror:
     """A copy of some kinds of objects, kept up to date. `on_change` is called after each change once all kinds are
     complete; `on_object` before that for each object that was added, changed or (None) removed.
 
-    `items` maps each resource to its objects by (namespace, name); `version` is the newest resourceVersion seen.
+    `account`: a directory with the service account's token and ca.crt. `items` maps each resource to its objects by
+    (namespace, name); `version` is the newest resourceVersion seen.
     """
 
     def __init__(
@@ -38,11 +40,13 @@ class Mirror:
         on_change: Callable[[], None],
         server: str | None = None,
         on_object: Callable[[Resource, tuple[str, str], Object | None], None] = lambda *_: None,
+        account: Path = SERVICE_ACCOUNT,
     ) -> None:
         self.items: dict[Resource, dict[tuple[str, str], Object]] = {resource: {} for resource in resources}
         self.version = 0
         self._on_change = on_change
         self._on_object = on_object
+        self._account = account
         self._complete: set[Resource] = set()
         host, port = os.environ.get("KUBERNETES_SERVICE_HOST", ""), os.environ.get("KUBERNETES_SERVICE_PORT", "")
         self._server = server or f"https://[{host}]:{port}" if ":" in host else server or f"https://{host}:{port}"
@@ -54,16 +58,20 @@ class Mirror:
 
     async def run(self) -> None:
         """Follow the API for ever, through its restarts and through watches that end."""
-        context = ssl.create_default_context(cafile=str(SERVICE_ACCOUNT / "ca.crt"))
-        headers = {"Authorization": f"Bearer {(SERVICE_ACCOUNT / 'token').read_text()}", "Accept": "application/json"}
+        context = ssl.create_default_context(cafile=str(self._account / "ca.crt"))
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
         connector = aiohttp.TCPConnector(ssl=context, limit=0)
         async with (
-            aiohttp.ClientSession(self._server, headers=headers, timeout=timeout, connector=connector) as session,
+            aiohttp.ClientSession(self._server, timeout=timeout, connector=connector) as session,
             asyncio.TaskGroup() as group,
         ):
             for resource in self.items:
                 group.create_task(self._follow(session, resource))
+
+    def _headers(self) -> dict[str, str]:
+        """With the token as it is now: an old one is refused at some time."""
+        token = (self._account / "token").read_text().strip()
+        return {"Authorization": f"Bearer {token}", "Accept": "application/json"}
 
     async def _follow(self, session: aiohttp.ClientSession, resource: Resource) -> None:
         failures = 0
@@ -80,7 +88,7 @@ class Mirror:
                 await asyncio.sleep(delay)
 
     async def _list(self, session: aiohttp.ClientSession, resource: Resource) -> str:
-        async with session.get(f"{resource.prefix}/{resource.plural}") as response:
+        async with session.get(f"{resource.prefix}/{resource.plural}", headers=self._headers()) as response:
             response.raise_for_status()
             document = json.loads(await response.read())
         self._replace(resource, {key_of(item): _trimmed(item) for item in document["items"]})
@@ -98,7 +106,8 @@ class Mirror:
     async def _watch(self, session: aiohttp.ClientSession, resource: Resource, version: str) -> str:
         """Apply changes until the stream ends; gives the version to go on from. Raises ValueError if that is gone."""
         query = {"watch": "1", "resourceVersion": version, "allowWatchBookmarks": "true"}
-        async with session.get(f"{resource.prefix}/{resource.plural}", params=query) as response:
+        path = f"{resource.prefix}/{resource.plural}"
+        async with session.get(path, params=query, headers=self._headers()) as response:
             response.raise_for_status()
             pending = b""
             async for chunk in response.content.iter_any():

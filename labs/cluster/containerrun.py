@@ -87,6 +87,8 @@ class ContainerRun:
             assert container.io is not None
             container.io.finish()
             container.started, container.ready, container.probed = None, False, False
+            if self._spec.host_pid:
+                cgroups.kill(self._spec.cgroup)  # no pid namespace has ended with its first process
             await cgroups.remove(self._spec.cgroup)
         container.state = {"terminated": self._epitaph(status)}
         if "error" in container.said and not self._begun.is_set():

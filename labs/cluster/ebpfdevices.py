@@ -33,6 +33,7 @@ from tracer.service_lb import IPAddress, NodeFacts
 SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h
 # Where tc has programs of packets that come in and go out (include/uapi/linux/pkt_sched.h)
 TC_INGRESS, TC_EGRESS = 0xFFFFFFF2, 0xFFFFFFF3
+FUNCTIONS = (ebpfloader.FROM_OUTSIDE, ebpfloader.FROM_POD, ebpfloader.TO_DEVICE)
 
 
 def node_facts(addresses: Addresses) -> NodeFacts:
@@ -80,8 +81,7 @@ class Watcher:
 
     def __init__(self, pins: Path, families: list[int], cni: str) -> None:
         self._outward = {uplink.NAME, *(vxlan.DEVICES[family] for family in families if cni == "vxlan")}
-        functions = (ebpfloader.FROM_OUTSIDE, ebpfloader.FROM_POD, ebpfloader.TO_DEVICE)
-        self._programs = {function: ebpfloader.open_program(pins, function) for function in functions}
+        self._programs = {function: ebpfloader.open_program(pins, function) for function in FUNCTIONS}
         self._attached: set[int] = set()  # to devices by index, which the kernel uses once only
         self._pins = pins
 
@@ -152,6 +152,34 @@ class Watcher:
             self._attached.add(index)
 
 
+def remove_filters() -> None:
+    """Remove from all devices of this network namespace the filters that a Watcher added where links are not to be had,
+    and the qdisc that holds them, unless it holds others. Raises NetlinkError.
+    """
+    with IPRoute() as route:
+        for link in route.get_links():
+            index = int(link["index"])
+            with _allowed(errno.EINVAL, errno.ENODEV):  # there is no such qdisc; the device is gone
+                if _remove_ours(route, index):
+                    route.tc("del", "clsact", index)
+
+
+def _remove_ours(route: IPRoute, index: int) -> bool:
+    """Remove our filters of a device; true when there were some, and no others. Raises NetlinkError."""
+    ours = others = 0
+    for parent in (TC_INGRESS, TC_EGRESS):
+        for filter_ in route.get_filters(index=index, parent=parent):
+            options = filter_.get_attr("TCA_OPTIONS")
+            if options is None:  # what all filters of one priority have in common, not one of them
+                continue
+            if options.get_attr("TCA_BPF_NAME") in FUNCTIONS:
+                route.tc("del-filter", "bpf", index=index, handle=1, parent=parent, prio=1)
+                ours += 1
+            else:
+                others += 1
+    return ours > 0 and others == 0
+
+
 def _is_pods(link: Any) -> bool:
     """Whether a device is this node's end of a pod's cable."""
     info = link.get_attr("IFLA_LINKINFO")
@@ -159,9 +187,9 @@ def _is_pods(link: Any) -> bool:
 
 
 @contextlib.contextmanager
-def _allowed(code: int) -> Iterator[None]:
+def _allowed(*codes: int) -> Iterator[None]:
     try:
         yield
     except NetlinkError as error:
-        if error.code != code:
+        if error.code not in codes:
             raise

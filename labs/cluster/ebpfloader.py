@@ -14,9 +14,11 @@ What belongs here: compiling, pinning, linking. What does not: what maps hold (`
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 
+from labs.cluster import linux
 from tracer import bpf, bpfmaps, netprograms
 from tracer.bpfmaps import Map, MapInfo
 from tracer.errors import K8snetError
@@ -59,6 +61,7 @@ def load(pins: Path, cgroup: Path, defines: Mapping[str, int] = DEFINES) -> None
     if child == 0:
         status = 1
         try:
+            linux.set_parent_death_signal(signal.SIGKILL)  # nobody pins anything once the proxy has ended
             os.close(reader)
             _load(pins, cgroup, defines)
             status = 0

@@ -1,9 +1,10 @@
 """kube-proxy's place taken by hash maps: follows Services and EndpointSlices, and keeps the eBPF datapath's maps.
 
 Stands for Cilium's agent with kube-proxy replacement (`--set kubeProxyReplacement=true`), as far as it concerns
-Services. It runs in a pod of each node, on the node's network (DaemonSet service-lb), and tells load balancers how it
-is, as kube-proxy does (`labs.cluster.proxyhealth`). Each object that changes is looked at by itself, and at once: with
-10,000 Services one endpoint's change costs what it costs with ten.
+Services. It runs in a pod of each node, on the node's network (DaemonSet service-lb), or on a node of a real cluster
+(`labs.cluster.ebpfnode`), and tells load balancers how it is, as kube-proxy does (`labs.cluster.proxyhealth`). Each
+object that changes is looked at by itself, and at once: with 10,000 Services one endpoint's change costs what it costs
+with ten.
 
 What belongs here: following the API, and who does what when. What does not: which Service ports a change concerns
 (`labs.cluster.proxy.ebpf_changes`), what the maps must hold (`ebpf`), how they are written (`ebpf_maps`), loading
@@ -17,10 +18,12 @@ import asyncio
 import gc
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from labs.cluster import ebpfloader, sockdestroy
-from labs.cluster.apiclient import Mirror
+from labs.cluster.apiclient import SERVICE_ACCOUNT, Mirror
 from labs.cluster.ebpfdevices import LinkEvents, Watcher, node_facts
 from labs.cluster.proxy.ebpf import Wanted
 from labs.cluster.proxy.ebpf_changes import Key, State
@@ -41,30 +44,72 @@ RETRY_SECONDS = 1.0
 log = logging.getLogger(__name__)
 
 
+class Listener(Protocol):
+    """Who is told how far the proxy is: a container's kubelet, or whoever started it."""
+
+    def notify(self, line: str) -> None:
+        """A line, such as "synced 42", after each change."""
+
+    def ready(self) -> None:
+        """The maps hold all Services."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Where the proxy is, and where it finds things. `node`: the node's name in the API; `families`: 4, 6 or both.
+
+    `cgroup`: of cgroup v2, the node's, in which all of its pods are. `processes`: a /proc with these pods' processes.
+    `account`: a directory with a service account's token and ca.crt.
+    """
+
+    node: str
+    families: tuple[int, ...]
+    api_server: str
+    cgroup: Path
+    cni: str = "routed"
+    pins: Path = PINS
+    processes: Path = Path("/proc")
+    account: Path = SERVICE_ACCOUNT
+
+
 def main(container: Container) -> None:
     """Be the proxy on the node of `container`."""
-    cgroup = container.facts["node_cgroup"]
-    if cgroup is None:
-        raise K8snetError("--proxy ebpf needs cgroup v2: its programs are attached to the cgroup of a node")
-    PORT_RANGE.write_text(f"32768 {ebpfloader.FIRST_SNAT_PORT - 1}")
-    ebpfloader.load(PINS, Path(cgroup))
-    asyncio.run(_run(container))
-
-
-async def _run(container: Container) -> None:
     facts = container.facts
-    families = [int(family) for family in facts["families"]]
-    maps = ebpfloader.open_maps(PINS)
+    if facts["node_cgroup"] is None:
+        raise K8snetError("--proxy ebpf needs cgroup v2: its programs are attached to the cgroup of a node")
+    settings = Settings(
+        node=facts["node"],
+        families=tuple(int(family) for family in facts["families"]),
+        api_server=facts["api_server"],
+        cgroup=Path(facts["node_cgroup"]),
+        cni=facts["cni"],
+        processes=NODE_PROCESSES,
+    )
+    load(settings)
+    asyncio.run(serve(settings, container))
+
+
+def load(settings: Settings) -> None:
+    """Have the programs in the kernel. Forks, so the caller has no threads. Raises K8snetError."""
+    PORT_RANGE.write_text(f"32768 {ebpfloader.FIRST_SNAT_PORT - 1}")
+    ebpfloader.load(settings.pins, settings.cgroup)
+
+
+async def serve(settings: Settings, listener: Listener) -> None:
+    """Keep the maps, until cancelled; what is in the kernel then stays there, and goes on."""
+    families = list(settings.families)
+    maps = ebpfloader.open_maps(settings.pins)
     changed, health = asyncio.Event(), Health()
 
     def on_change() -> None:
         health.queued()
         changed.set()
 
-    state = State(facts["node"], families)
-    watcher = Watcher(PINS, families, facts["cni"])
+    state = State(settings.node, families)
+    watcher = Watcher(settings.pins, families, settings.cni)
     events = LinkEvents()
-    mirror = Mirror((SERVICES, ENDPOINTSLICES, NODES), on_change, server=facts["api_server"], on_object=state.note)
+    kinds = (SERVICES, ENDPOINTSLICES, NODES)
+    mirror = Mirror(kinds, on_change, server=settings.api_server, on_object=state.note, account=settings.account)
 
     async def watch() -> None:
         while True:
@@ -75,22 +120,22 @@ async def _run(container: Container) -> None:
             await events.wait()
 
     async with asyncio.TaskGroup() as group:
-        group.create_task(serve_health(health))
+        group.create_task(serve_health(health, readiness=True))
         group.create_task(watch())
         group.create_task(mirror.run())
-        group.create_task(_sync_loop(container, mirror, changed, state, Tables(maps), maps["asked"], health))
+        group.create_task(_sync_loop(settings, listener, mirror, changed, state, maps, health))
 
 
 async def _sync_loop(
-    container: Container,
+    settings: Settings,
+    listener: Listener,
     mirror: Mirror,
     changed: asyncio.Event,
     state: State,
-    tables: Tables[Key],
-    asked: Map,
+    maps: Mapping[str, Map],
     health: Health,
 ) -> None:
-    first, services = True, ServiceHealth(health)
+    first, services, tables = True, ServiceHealth(health), Tables[Key](maps)
     while True:
         await changed.wait()
         changed.clear()
@@ -100,16 +145,16 @@ async def _sync_loop(
         left, error = _apply(tables, state.take(mirror))
         if error is not None:
             log.error("%s", error)
-            container.notify(f"error {error}")
+            listener.notify(f"error {error}")
             state.put_back(left)
             asyncio.get_running_loop().call_later(RETRY_SECONDS, changed.set)
             continue
         if gone := state.take_gone():
-            await asyncio.to_thread(_end_sockets, gone, asked)
-        health.caught_up(mirror.items[NODES].get(("", container.facts["node"])), more=changed.is_set())
+            await asyncio.to_thread(_end_sockets, gone, maps["asked"], settings.processes)
+        health.caught_up(mirror.items[NODES].get(("", settings.node)), more=changed.is_set())
         await services.sync(state.health_checks)
-        container.notify(f"synced {version}")
-        container.ready()
+        listener.notify(f"synced {version}")
+        listener.ready()
         if first:
             gc.freeze()  # as kube-proxy's other modes do: it would walk all Services, for hardly any garbage
             first = False
@@ -128,13 +173,13 @@ def _apply(
     return {}, None
 
 
-def _end_sockets(peers: set[Peer], asked: Map) -> None:
+def _end_sockets(peers: set[Peer], asked: Map, processes: Path) -> None:
     """End the UDP sockets of this node that were sent to endpoints which are gone, by way of a Service."""
 
     def is_ours(cookie: int, peer: Peer) -> bool:
         return asked.get(pack_peer(cookie, peer.ip, peer.port)) is not None
 
-    for netns in sockdestroy.network_namespaces(NODE_PROCESSES):
+    for netns in sockdestroy.network_namespaces(processes):
         try:
             ended = sockdestroy.end_udp_sockets(netns, peers, is_ours)
         except OSError as error:

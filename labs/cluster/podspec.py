@@ -78,6 +78,7 @@ def container_spec(
         args=[podenv.expand(word, env) for word in args],
         env=env,
         hostname=hostname,
+        host_pid=bool(pod["spec"].get("hostPID")),
         cgroup=None if cgroup is None else f"{cgroup}/{identifier}",
         files={
             "/etc/hostname": f"{hostname}\n",

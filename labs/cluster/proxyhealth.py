@@ -75,6 +75,11 @@ class Health:
         self.node_eligible = not going
 
     @property
+    def is_ready(self) -> bool:
+        """Whether the kernel has had all of it once."""
+        return self._updated is not None
+
+    @property
     def is_healthy(self) -> bool:
         """Whether kube-proxy itself is; also while it starts."""
         return self._pending is None or self.clock() - self._pending < LATE_SECONDS * 1e9
@@ -95,10 +100,15 @@ class Health:
         return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}{digits} +0000 UTC m=+{since}.{rest:09d}"
 
 
-async def serve_health(health: Health, port: int = PORT) -> None:
-    """Answer for kube-proxy itself, until cancelled."""
+async def serve_health(health: Health, port: int = PORT, *, readiness: bool = False) -> None:
+    """Answer for kube-proxy itself, until cancelled.
+
+    `readiness`: at /readyz too, which kube-proxy has not, being healthy before it has done anything.
+    """
 
     async def answer(request: web.BaseRequest) -> web.Response:
+        if readiness and request.path == "/readyz":
+            return _reply(health.is_ready, "")
         if request.path not in ("/healthz", "/livez"):
             headers = {"X-Content-Type-Options": "nosniff"}
             return web.Response(text="404 page not found\n", status=404, headers=headers)

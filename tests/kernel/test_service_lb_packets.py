@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 
-from labs.cluster import ebpfloader
+from labs.cluster import ebpfdevices, ebpfloader
 from labs.cluster.ebpfdevices import Watcher, node_facts
 from labs.cluster.proxy.ebpf import Behind, Wanted
 from tests.labs import ebpf_world
 from tests.labs.ebpf_world import World
 from tests.tracer.networks import Namespace
+from tracer import netprograms
+from tracer.errors import BackendUnavailable
 from tracer.service_lb import Backend, Frontend, Scope, ServiceFlag
 
 pytestmark = [pytest.mark.root, pytest.mark.bpf]
@@ -239,3 +241,50 @@ def test_ports_of_ended_connections_are_given_anew_and_those_of_living_ones_are_
         ended, living = few.run(act)
     assert ended
     assert 5 <= living <= 8, "which of eight are tried is chance"
+
+
+def _filters(device: str, hook: str) -> str:
+    return subprocess.run(["tc", "filter", "show", "dev", device, hook], capture_output=True, text=True).stdout
+
+
+def _act_with_filters(world: World) -> list[str]:
+    """What tc shows of eth0 and veth1 with the filters, and once they are removed; veth1 has one of somebody else."""
+    seen = []
+    with pytest.MonkeyPatch.context() as monkeypatch:
+
+        def refuse(*_: Any) -> int:
+            raise BackendUnavailable("as before Linux 6.6")
+
+        monkeypatch.setattr(netprograms, "link_to_device", refuse)
+        _ip("link add eth0 type veth peer name veth0", "link add veth1 type veth peer name veth2")
+        Watcher(world.pins, [4], "routed").look()
+    other = [
+        "tc",
+        "filter",
+        "add",
+        "dev",
+        "veth1",
+        "egress",
+        "prio",
+        "5",
+        "bpf",
+        "bytecode",
+        "1,6 0 0 0,",
+        "flowid",
+        "1:1",
+    ]
+    subprocess.run(other, check=True)
+    for _ in range(2):
+        seen += [_filters(device, hook) for device in ("eth0", "veth1") for hook in ("ingress", "egress")]
+        ebpfdevices.remove_filters()
+    seen.append(subprocess.run(["tc", "qdisc"], capture_output=True, text=True).stdout)
+    return seen
+
+
+def test_filters_are_removed_and_nobody_elses(world: World) -> None:
+    eth0, eth0_out, veth1, veth1_out, *after, qdiscs = world.run(_act_with_filters)
+    assert ("lb_from_outside" in eth0, "lb_from_pod" in veth1) == (True, True)
+    assert ("lb_to_device" in eth0_out, "lb_to_device" in veth1_out) == (True, True)
+    assert after[:3] == ["", "", ""]
+    assert ("lb_" in after[3], "pref 5 bpf" in after[3]) == (False, True)
+    assert [line.split()[4] for line in qdiscs.splitlines() if "clsact" in line] == ["veth1"]

@@ -28,14 +28,14 @@ class Mount:
 class ContainerSpec:
     """All that a runtime needs to know to start one container.
 
-    `hostname`: None shares the node's. `netns` tells whether a sandbox's descriptor comes with the request; otherwise
-    the network is the runtime's own. `files`: texts for /etc, by path. `mounts`: what is mounted in the container, in
-    this order; the mounts' descriptors are the last ones of the request. `directory`: where its program starts.
-    `wait_for_ports`: TCP ports that must listen before the container counts as started (for programs that can't tell).
-    `keeps_machine`: it is a node, and makes root file systems for others.
-    `streams` tells whether descriptors for stdin, stdout and stderr come with the request, rather than one for all
-    output; `tty`: these are a terminal, which is to be the program's. `facts` is for the program: pod, namespace, node,
-    addresses, ports.
+    `hostname`: None shares the node's. `host_pid`: it sees the node's processes, and has none of its own. `netns` tells
+    whether a sandbox's descriptor comes with the request; otherwise the network is the runtime's own. `files`: texts
+    for /etc, by path. `mounts`: what is mounted in the container, in this order; the mounts' descriptors are the last
+    ones of the request. `directory`: where its program starts. `wait_for_ports`: TCP ports that must listen before the
+    container counts as started (for programs that can't tell). `keeps_machine`: it is a node, and makes root file
+    systems for others. `streams` tells whether descriptors for stdin, stdout and stderr come with the request, rather
+    than one for all output; `tty`: these are a terminal, which is to be the program's. `facts` is for the program: pod,
+    namespace, node, addresses, ports.
     """
 
     id: str
@@ -46,6 +46,7 @@ class ContainerSpec:
     env: dict[str, str] = field(default_factory=dict)
     hostname: str | None = None
     netns: bool = False
+    host_pid: bool = False
     cgroup: str | None = None
     files: dict[str, str] = field(default_factory=dict)
     mounts: list[Mount] = field(default_factory=list)

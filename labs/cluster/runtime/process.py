@@ -73,7 +73,9 @@ def _run_middle(spec: ContainerSpec, fds: list[int], machine: Machine, writer: i
         linux.setns(rest.pop(0), linux.CLONE_NEWNET)
     # Opened now: the container mounts a /proc of its own over this one, which does not know us.
     network = os.open("/proc/self/net", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    linux.unshare(linux.CLONE_NEWPID | linux.CLONE_NEWNS | linux.CLONE_NEWUTS | linux.CLONE_NEWIPC)
+    linux.unshare(linux.CLONE_NEWNS | linux.CLONE_NEWUTS | linux.CLONE_NEWIPC)
+    if not spec.host_pid:
+        linux.unshare(linux.CLONE_NEWPID)
     # A request to end that comes before the program can hear it waits for it: see _run_program.
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     pid = os.fork()

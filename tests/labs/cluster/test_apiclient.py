@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from labs.cluster.apiclient import Mirror
@@ -66,3 +71,40 @@ def test_managed_fields_are_not_kept() -> None:
     managed["metadata"]["managedFields"] = [{"manager": "kubectl"}]
     follower.mirror._apply(SERVICES, [event("ADDED", managed)])
     assert follower.mirror.items[SERVICES] == listed(item("a", 1))
+
+
+class Session:
+    """Stands for an HTTP session: keeps what is asked with, and answers with an empty list."""
+
+    def __init__(self) -> None:
+        self.tokens: list[str] = []
+
+    @contextlib.asynccontextmanager
+    async def get(self, _path: str, headers: dict[str, str], **_: Any) -> AsyncIterator[Any]:
+        self.tokens.append(headers["Authorization"])
+        answer = {"items": [], "metadata": {"resourceVersion": "1"}}
+        content = SimpleNamespace(iter_any=lambda: _nothing())
+        yield SimpleNamespace(raise_for_status=lambda: None, read=lambda: _soon(json.dumps(answer)), content=content)
+
+
+async def _soon(text: str) -> str:
+    return text
+
+
+async def _nothing() -> AsyncIterator[bytes]:
+    for chunk in ():
+        yield chunk
+
+
+def test_each_request_has_the_token_of_that_moment(tmp_path: Path) -> None:
+    """kubelet renews it long before it expires, and the API refuses it afterwards."""
+    mirror, session = Mirror((SERVICES,), lambda: None, "https://192.0.2.1", account=tmp_path), Session()
+
+    async def ask(token: str) -> None:
+        (tmp_path / "token").write_text(token)
+        await mirror._list(session, SERVICES)  # type: ignore[arg-type]
+        await mirror._watch(session, SERVICES, "1")  # type: ignore[arg-type]
+
+    asyncio.run(ask("first\n"))
+    asyncio.run(ask("second"))
+    assert session.tokens == ["Bearer first", "Bearer first", "Bearer second", "Bearer second"]

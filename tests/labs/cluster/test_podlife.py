@@ -225,6 +225,33 @@ class TestEnds:
         assert found["state"]["waiting"]["message"].startswith("back-off 10s restarting failed container=main pod=")
 
 
+class TestHostPID:
+    def test_a_pod_sees_its_nodes_processes_and_can_enter_their_files(
+        self, cluster: Lab, kubectl: Kubectl, name: str, patience: float
+    ) -> None:
+        """As `nsenter` in a privileged pod does; and with the pod, all that it has started goes."""
+        script = "exec 3</var/run/secrets/kubernetes.io/serviceaccount; sleep 4711 & exec nsenter -t 1 -m -- sleep 4712"
+        start(kubectl, name, patience, pod(name, {"command": ["sh", "-c", script]}, hostPID=True))
+        spec = json.loads(kubectl("get", "pod", name, "-o", "json"))["spec"]
+        node = spec["nodeName"]
+
+        def sleeping() -> dict[str, str]:
+            """The node's processes that sleep so long, by their last word."""
+            lines = cluster.exec(node, "sh", "-c", "pgrep -a sleep || true").stdout.splitlines()
+            return {words[-1]: words[0] for line in lines if (words := line.split())[-1] in ("4711", "4712")}
+
+        until(lambda: len(sleeping()) == 2, patience)
+        inside = kubectl("exec", name, "--", "cat", "/proc/1/comm")
+        assert inside == cluster.exec(node, "cat", "/proc/1/comm").stdout
+        entered = f"/proc/{sleeping()['4712']}"
+        assert cluster.exec(node, "readlink", f"{entered}/ns/mnt", "/proc/1/ns/mnt").stdout.split()[0] == (
+            cluster.exec(node, "readlink", "/proc/1/ns/mnt").stdout.strip()
+        )
+        assert cluster.exec(node, "cat", f"{entered}/fd/3/token").stdout.count(".") == 2
+        kubectl("delete", "pod", name)
+        until(lambda: not sleeping(), patience)
+
+
 def sidecar(name: str, command: str) -> dict[str, Any]:
     mounts = [{"name": "log", "mountPath": "/log"}]
     return {

@@ -58,6 +58,15 @@ def test_times_are_written_as_go_writes_them() -> None:
     assert now.endswith(" m=+63.500000000")
 
 
+def test_it_is_ready_when_the_kernel_has_had_all_of_it_once() -> None:
+    health = Health()
+    health.queued()
+    assert (health.is_ready, health.is_healthy) == (False, True)
+    health.updated()
+    health.queued()
+    assert health.is_ready
+
+
 def test_a_node_that_is_to_go() -> None:
     health = Health()
     health.see_node(
