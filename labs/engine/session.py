@@ -435,7 +435,10 @@ class Walk:
 
     @contextmanager
     def shell(self) -> Iterator[dict[str, str]]:
-        """The environment of a learner's shell: the commands of this very installation, and this lesson's cluster."""
+        """The environment of a learner's shell: the commands of this very installation, and this lesson's cluster.
+
+        The commands go with it: what a script leaves in the background must have begun when the script ends.
+        """
         with TemporaryDirectory(prefix="k8snet-lab-") as directory:
             for name, module in (("k8snet-lab", "labs.cli"), ("k8snet-trace", "tracer")):
                 _write_program(Path(directory, name), f'exec {shlex.quote(sys.executable)} -m {module} "$@"')

@@ -121,8 +121,15 @@ class Miniature:
     def nodes(self) -> list[str]:
         return [node["name"] for node in self._status["nodes"]]
 
+    def unready(self) -> list[str]:
+        """What is not yet, or no longer, as the API's objects say; [] when all is."""
+        return list(self._ask()["unready"])
+
     @cached_property
     def _status(self) -> dict[str, Any]:
+        return self._ask()
+
+    def _ask(self) -> dict[str, Any]:
         from labs.cluster import control
 
         try:

@@ -12,10 +12,10 @@ step_capture() {
     k8snet-lab answer --later "$(sed -E 's/.* > (.*)\.([0-9]+): .*/\1:\2/' <<<"$packet")"
 }
 
-# The connection stays open for half a minute, or until the cluster ends.
+# The connection is open when this returns, and stays so for half a minute, or until the cluster ends.
 step_conntrack() {
-    setsid k8snet-lab exec default/client -- \
-        bash -c 'exec 3<>/dev/tcp/10.96.80.80/80; sleep 30' </dev/null >/dev/null 2>&1 &
+    read -r _ < <(setsid k8snet-lab exec default/client -- \
+        bash -c 'exec 3<>/dev/tcp/10.96.80.80/80; echo open; exec sleep 30' </dev/null 2>/dev/null)
 }
 
 step_hairpin() {

@@ -13,7 +13,9 @@ step_own() {
 
 step_sticky() {
     kubectl -n fastapi patch service lets-ship-it -p '{"spec": {"sessionAffinity": "ClientIP"}}'
-    sleep 1
+    until k8snet-lab exec node1 -- k8snet-trace explain 10.96.100.50:8000 -o json | jq -e .affinity_seconds; do
+        sleep 0.2 # kube-proxy is at it
+    done
     k8snet-lab exec node1 -- k8snet-trace probe fastapi/lets-ship-it:8000 --from default/client --count 60
 }
 

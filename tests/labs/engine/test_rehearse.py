@@ -10,6 +10,7 @@ import pytest
 
 from labs.engine import session
 from labs.engine.course import Course
+from labs.engine.outcome import Outcome
 from labs.engine.progress import Home
 from labs.engine.rehearse import wrong_answers
 from labs.engine.spec import Lesson
@@ -88,6 +89,24 @@ def test_a_wrong_answer_must_fail_for_its_reason(tmp_path: Path) -> None:
     walked = walk(tmp_path, a=WRONG.format(step="find", reason="no-answer"))
     (problem,) = wrong_answers(walked)
     assert "wrong/a.sh: should fail with no-answer, but: fail wrong-answer" in problem
+
+
+def test_a_wrong_answer_may_take_a_moment_to_be_in_effect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("labs.engine.rehearse.SOLVED_WITHIN", 5.0)
+    monkeypatch.setattr(session, "POLL_SECONDS", 0.01)
+    walked = walk(tmp_path, z=WRONG.format(step="open", reason="missing"))
+    (walked.lesson.directory / "wrong" / "label.sh").unlink()
+    looked, look_once = 0, walked._look_once
+
+    def look(step: Any) -> Outcome:
+        nonlocal looked
+        looked += 1
+        if looked == 3:
+            walked.fake.objects.pop("service default/web")
+        return look_once(step)
+
+    monkeypatch.setattr(walked, "_look_once", look)
+    assert list(wrong_answers(walked)) == []
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,32 @@ def test_a_reset_that_restores_nothing(problems: Write, monkeypatch: pytest.Monk
     assert "NodePort" in found
 
 
+SLOW = """
+apiVersion: v1
+kind: Pod
+metadata: {name: slow}
+spec:
+  containers:
+    - name: slow
+      image: client
+      readinessProbe: {exec: {command: ["true"]}, initialDelaySeconds: 2}
+"""
+
+
+def test_a_learner_reads_before_the_first_command(tmp_path: Path) -> None:
+    """What a step begins with has come into effect by then: here a pod that is not ready at once."""
+    block = "```console\n$ kubectl get pod slow --no-headers\nslow   1/1   Running   0   …\n```"
+    directory = lessons.write(
+        tmp_path / "01-web",
+        lab=LAB.replace('id = "open"', 'id = "open"\napply = ["slow.yaml"]'),
+        readme=lessons.README.replace("Open it.", block),
+        manifest=lessons.MANIFEST,
+    )
+    (directory / "manifests" / "slow.yaml").write_text(SLOW)
+    course = Course.read(tmp_path)
+    assert rehearse(course.find("web"), course) == []
+
+
 def test_several_at_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Each on a cluster of its own; what is wrong comes in the lessons' order, and one of them is sound."""
     orders = {"shop": 2, "door": 3}
