@@ -14,6 +14,7 @@ import copy
 import random
 from collections.abc import Callable
 
+from labs.cluster import schema
 from labs.cluster.allocation import NODE_PORTS, allocate, needs_health_check
 from labs.cluster.defaults import admit_pod, complete, first_status, qos_class
 from labs.cluster.extensions import definitions, rules, structural, values
@@ -23,7 +24,7 @@ from labs.cluster.options import AddressPlan
 from labs.cluster.resources import DEFINITIONS, NAMESPACES, PODS, SERVICEACCOUNTS, SERVICES, Object, Resource
 from labs.cluster.serviceaccounts import mount_token
 from labs.cluster.store import Store
-from labs.cluster.validation import validate
+from labs.cluster.validation import validate, validate_status
 from tracer.errors import K8snetError
 
 __all__ = [
@@ -139,6 +140,7 @@ def prepare(kinds: Kinds, plan: AddressPlan, item: Object, record: Recorder = no
         item = _as_defined(resource, plan, item, None)
         record(item)
         return resource, item
+    schema.fill(item, resource)
     complete(item, plan)
     validate(resource, item, plan)
     record(item)
@@ -154,9 +156,9 @@ def prepare(kinds: Kinds, plan: AddressPlan, item: Object, record: Recorder = no
 def _as_defined(resource: Resource, plan: AddressPlan, item: Object, old: Object | None) -> Object:
     """A custom object with the defaults of its definition. Raises Invalid when that forbids it."""
     assert resource.custom is not None
-    schema = resource.custom.schema
-    whole: Object = structural.completed(item, schema)
-    validate(resource, whole, plan, old, lambda: values.mistakes(whole, schema) or rules.mistakes(whole, schema, old))
+    form = resource.custom.schema
+    whole: Object = structural.completed(item, form)
+    validate(resource, whole, plan, old, lambda: values.mistakes(whole, form) or rules.mistakes(whole, form, old))
     return whole
 
 
@@ -189,6 +191,7 @@ def replace(
         item = {**_as_defined(resource, plan, item, old), "apiVersion": resource.custom.storage}
         record(item)
         return store.update(resource.stored, item, dry_run=dry_run)
+    schema.fill(item, resource)
     complete(item, plan)
     validate(resource, item, plan, old)
     record(item)
@@ -211,7 +214,7 @@ def replace_status(
 ) -> Object:
     """Store the status of `new` in place of that of `old`, and nothing else of it; `record` as in `admit`.
 
-    Raises Conflict or NotFound; Invalid for a custom object.
+    Raises Conflict, NotFound or Invalid.
     """
     metadata = {**old["metadata"]}
     if new["metadata"].get("resourceVersion"):
@@ -222,6 +225,8 @@ def replace_status(
         item["status"] = new["status"]
     if resource.custom is not None:
         item = {**_as_defined(resource, plan, item, old), "apiVersion": resource.custom.storage}
+    schema.fill(item, resource)
+    validate_status(resource, item)
     record(item)
     return store.update(resource.stored, item, dry_run=dry_run)
 

@@ -20,12 +20,12 @@ HASH_LABEL = "controller-revision-hash"
 
 def current_revision(store: Store, claims: Claims, owner: Object) -> Object:
     """The revision of the owner's template as it is now, the newest; made when there is none."""
-    history = claims.of(owner)
+    history = [item for item in claims.of(owner) if HASH_LABEL in (item["metadata"].get("labels") or {})]
     patch = {"spec": {"template": {**owner["spec"]["template"], "$patch": "replace"}}}
     data = json.loads(json.dumps(patch, sort_keys=True))  # kubectl compares bytes, and Go sorts keys
     newest = max((item["revision"] for item in history), default=0)
     for item in history:
-        if item["data"] == data:
+        if item.get("data") == data:
             if item["revision"] == newest:
                 return item
             return store.update(CONTROLLERREVISIONS, {**item, "revision": newest + 1})
@@ -35,7 +35,7 @@ def current_revision(store: Store, claims: Claims, owner: Object) -> Object:
 def forget_old(store: Store, claims: Claims, owner: Object, in_use: Iterable[str]) -> None:
     """Remove the oldest revisions beyond revisionHistoryLimit that no pod is of. `in_use`: their hashes."""
     live = set(in_use)
-    idle = [item for item in claims.of(owner) if item["metadata"]["labels"][HASH_LABEL] not in live]
+    idle = [item for item in claims.of(owner) if (item["metadata"].get("labels") or {}).get(HASH_LABEL) not in live]
     surplus = len(idle) - owner["spec"].get("revisionHistoryLimit", 10)
     for item in sorted(idle, key=lambda item: int(item["revision"]))[: max(surplus, 0)]:
         store.delete(CONTROLLERREVISIONS, *key_of(item))

@@ -1,7 +1,8 @@
 """Events: what components tell of what they do, for `kubectl describe` and `kubectl get events`.
 
 Stands for client-go's event recorder and correlator (tools/record) and for the hour after which the API server forgets
-an Event. The same words about the same object are one Event that counts. Left out: rate limits and series.
+an Event. The same words about the same object are one Event that counts. Also the two forms of an Event, of which
+one is stored. Left out: rate limits, and series of our own (those of others are kept and shown).
 """
 
 from __future__ import annotations
@@ -95,6 +96,23 @@ def forget_old(store: Store) -> None:
 
 def _last_seen(event: Object) -> str:
     return str(event.get("lastTimestamp") or event.get("eventTime") or event["metadata"]["creationTimestamp"])
+
+
+_RENAMED = (  # in events.k8s.io/v1, in the core group
+    ("regarding", "involvedObject"),
+    ("note", "message"),
+    ("reportingController", "reportingComponent"),
+    ("deprecatedSource", "source"),
+    ("deprecatedFirstTimestamp", "firstTimestamp"),
+    ("deprecatedLastTimestamp", "lastTimestamp"),
+    ("deprecatedCount", "count"),
+)
+
+
+def as_core_event(event: Object) -> Object:
+    """An Event of events.k8s.io/v1 in the form of the core group, in which it is stored."""
+    names = dict(_RENAMED)
+    return {**{names.get(name, name): value for name, value in event.items()}, "apiVersion": EVENTS.api_version}
 
 
 def as_events_v1(resource: Resource, event: Object) -> Object:

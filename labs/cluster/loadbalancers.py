@@ -133,6 +133,6 @@ def _gateways(nodes: list[Object], names: set[str], ip: str) -> tuple[str, ...]:
         entry["address"]
         for node in nodes
         if node["metadata"]["name"] in names
-        for entry in node["status"]["addresses"]
+        for entry in node["status"].get("addresses") or ()
         if entry["type"] == "InternalIP" and (":" in entry["address"]) is (":" in ip)
     )

@@ -2,15 +2,17 @@
 
 Stands for the Go structs in k8s.io/api and the strict JSON decoder over them (sigs.k8s.io/json): the same words for a
 field that does not exist and for a value of the wrong type. The types themselves are in schema.json, which
-scripts/schema writes. Left out: ranges (an int32 that is too large), formats of times and quantities.
+scripts/schema writes. Left out: ranges (an int32 that is too large).
 
 What belongs here: reading objects by type. What does not: whether values make sense (`labs.cluster.validation`).
 """
 
 from __future__ import annotations
 
+import datetime
 import functools
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,8 +39,23 @@ TEXT_MAPS = frozenset(
     {"labels", "annotations", "matchLabels", "nodeSelector", "selector", "data", "stringData", "binaryData", "options"}
 )
 QUANTITY_MAPS = frozenset({"limits", "requests", "capacity", "allocatable", "overhead"})
+# Texts that are times in Go.
+TIMES = frozenset(
+    {
+        *("creationTimestamp", "deletionTimestamp", "firstTimestamp", "lastTimestamp", "eventTime", "lastObservedTime"),
+        *("deprecatedFirstTimestamp", "deprecatedLastTimestamp", "lastProbeTime", "lastTransitionTime", "timeAdded"),
+        *("lastUpdateTime", "lastHeartbeatTime", "startTime", "startedAt", "finishedAt", "acquireTime", "renewTime"),
+        "time",
+    }
+)
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII)
 # Lists that objects show also when they are empty (no omitempty).
 SHOWN_EMPTY = frozenset({"endpoints", "ports", "containers", "paths"})
+# Fields of whole objects that are structs, and no pointers, in whatever kind has them.
+STRUCTS = frozenset({"spec", "status", "source"})
+INNER = frozenset({"acceptedNames"})  # the same for fields of such structs
+# Types of required fields that are pointers in Go: null, and not empty, when nobody set them.
+POINTERS = frozenset({"meta_v1.LabelSelector", "core_v1.LocalObjectReference"})
 _GROUPS = {
     "": "core_v1",
     "apps": "apps_v1",
@@ -97,6 +114,42 @@ def without_nulls(value: Any) -> Any:
     return value
 
 
+def fill(item: Object, resource: Resource) -> None:
+    """Give an object of a kind, in place, the fields that its Go struct shows also when nobody set them: "", 0, false,
+    or a struct of such fields, so that whoever reads the object may count on them. What is a pointer in Go, a list or
+    a time stays away."""
+    kind = type_name(resource)
+    if kind is None:
+        return
+    for name in types()[kind].keys() & STRUCTS:
+        if item.get(name) is None:
+            item[name] = {}
+    _fill(item, kind)
+
+
+def _fill(value: Any, kind: str) -> None:
+    kind = kind.rstrip("!")
+    if kind.startswith("[]") and isinstance(value, list):
+        for entry in value:
+            _fill(entry, kind[2:])
+    fields = types().get(kind)
+    if fields is None or not isinstance(value, dict):
+        return
+    for name, below in fields.items():
+        if (below.endswith("!") or name in INNER) and name not in value and not name.endswith("Time"):
+            zero = _zero(below.rstrip("!"))
+            if zero is not None:
+                value[name] = zero
+        if name in value:
+            _fill(value[name], below)
+
+
+def _zero(kind: str) -> Any:
+    if kind in types() and kind not in POINTERS:
+        return {}
+    return {"string": "", "int": 0, "int-or-string": 0, "bool": False}.get(kind)
+
+
 def prune(value: Any, kind: str) -> Any:
     """A value without the fields that its type does not have."""
     kind = kind.rstrip("!")
@@ -130,6 +183,8 @@ def _unknown(value: Any, kind: str, path: str, plain: str, owner: str) -> Iterat
                 yield here
     elif not _fits(value, kind):
         raise _wrong(value, kind, plain, owner)
+    elif kind == "string" and plain.rpartition(".")[2] in TIMES and not _is_time(value):
+        raise WrongType(f'parsing time {json.dumps(value)} as "2006-01-02T15:04:05Z07:00": cannot parse it')
     elif kind == "map" and plain.rpartition(".")[2] in QUANTITY_MAPS:
         for entry in value.values():
             if not _fits(entry, "quantity") or not quantities.is_quantity(entry):
@@ -138,6 +193,17 @@ def _unknown(value: Any, kind: str, path: str, plain: str, owner: str) -> Iterat
         for entry in value.values():
             if entry is not None and not isinstance(entry, str):
                 raise _wrong(entry, "string", plain, owner)
+
+
+def _is_time(text: str) -> bool:
+    """Whether a text is a time as RFC 3339 has it."""
+    if TIME.fullmatch(text) is None:
+        return False
+    try:
+        datetime.datetime.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _fits(value: Any, kind: str) -> bool:

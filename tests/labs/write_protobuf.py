@@ -26,6 +26,7 @@ ROOTS = {
     "discovery_v1": ["EndpointSlice"],
     "coordination_v1": ["Lease"],
     "autoscaling_v1": ["Scale"],
+    "events_v1": ["Event"],
     "policy_v1": ["Eviction"],
     "authentication_v1": ["TokenRequest", "SelfSubjectReview"],
     "authorization_v1": ["SelfSubjectAccessReview", "SelfSubjectRulesReview"],
@@ -77,7 +78,7 @@ def form_of(go: str, package: str, others: dict[str, str]) -> str:
     if go.startswith("map["):
         return "{}" + form_of(go.partition("]")[2], package, others)
     module, _, name = go.rpartition(".")
-    place = {"": package, "v1": "core_v1", "metav1": "meta_v1"}.get(module, module)
+    place = {"": package, "v1": "core_v1", "corev1": "core_v1", "metav1": "meta_v1"}.get(module, module)
     qualified = f"{place}.{name}"
     if qualified in KNOWN or go in KNOWN:
         return KNOWN.get(qualified) or KNOWN[go]

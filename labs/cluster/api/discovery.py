@@ -16,7 +16,6 @@ from labs.cluster.kinds import Kinds
 from labs.cluster.resources import NAMESPACES, Resource
 
 GIT_VERSION = "v1.30.5"  # the version whose behaviour this cluster follows
-READ_VERBS = ["get", "list", "watch"]
 VERBS = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
 _SUBRESOURCE_VERBS = {
     "status": ["get", "patch", "update"],
@@ -99,13 +98,12 @@ def _group(name: str, versions: list[str]) -> dict[str, Any]:
 
 def _entries(resource: Resource) -> list[dict[str, Any]]:
     """A kind and its subresources."""
-    verbs = READ_VERBS if resource.is_view else VERBS
     entry = {
         "name": resource.plural,
         "singularName": resource.singular,
         "namespaced": resource.namespaced,
         "kind": resource.kind,
-        "verbs": [verb for verb in verbs if resource != NAMESPACES or verb != "deletecollection"],
+        "verbs": [verb for verb in VERBS if resource != NAMESPACES or verb != "deletecollection"],
         **({"shortNames": list(resource.short)} if resource.short else {}),
         **({"categories": list(resource.categories)} if resource.categories else {}),
     }

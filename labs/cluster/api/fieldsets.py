@@ -86,13 +86,24 @@ def step_to(entry: Any, keys: tuple[str, ...]) -> str:
     return f"k:{json.dumps(identity, separators=(',', ':'), sort_keys=True)}"
 
 
-def leaves(tree: Object, prefix: Path = ()) -> set[Path]:
-    """The fields in a tree of managedFields (FieldsV1)."""
+def leaves(tree: Any, prefix: Path = ()) -> set[Path]:
+    """The fields in a tree of managedFields (FieldsV1). Clients may write anything there: no step, no field."""
     found: set[Path] = set()
-    for step, below in tree.items():
-        path = (*prefix, step)
-        found |= leaves(below, path) if below else {path}
+    for step, below in tree.items() if isinstance(tree, dict) else ():
+        if _is_step(step):
+            path = (*prefix, step)
+            found |= leaves(below, path) if below and isinstance(below, dict) else {path}
     return found
+
+
+def _is_step(step: str) -> bool:
+    if step.startswith(("k:", "v:")):
+        try:
+            value = json.loads(step[2:])
+        except ValueError:
+            return False
+        return step.startswith("v:") or isinstance(value, dict)
+    return step == ITSELF or step.startswith("f:")
 
 
 def tree_of(fields: set[Path]) -> Object:

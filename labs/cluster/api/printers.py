@@ -187,20 +187,23 @@ def _endpoints(item: Object) -> Cells:
 
 
 def _event(event: Object) -> Cells:
-    first, last, count = event.get("firstTimestamp"), event.get("lastTimestamp"), event.get("count") or 1
-    seen = ago(last or event.get("eventTime"))
-    if count > 1:
-        seen = f"{seen} (x{count} over {ago(first)})"
+    first, count = event.get("firstTimestamp") or event.get("eventTime"), event.get("count") or 1
+    last = event.get("lastTimestamp") or first
+    if series := event.get("series"):
+        last, count = series.get("lastObservedTime"), series.get("count") or 1
+    seen = f"{ago(last)} (x{count} over {ago(first)})" if count > 1 else ago(last)
     source, about = event.get("source") or {}, event["involvedObject"]
+    component = source.get("component") or event.get("reportingComponent")
+    instance = source.get("host") or event.get("reportingInstance")
     return [
         seen,
         event.get("type", ""),
         event.get("reason", ""),
-        f"{about.get('kind', '').lower()}/{about.get('name', '')}",
+        "/".join(filter(None, (about.get("kind", "").lower(), about.get("name")))),
         about.get("fieldPath", ""),
-        ", ".join(filter(None, (source.get("component"), source.get("host")))),
+        ", ".join(filter(None, (component, instance))),
         str(event.get("message", "")).strip(),
-        ago(first or event.get("eventTime")),
+        ago(first),
         count,
         event["metadata"]["name"],
     ]

@@ -125,7 +125,10 @@ def _value(value: int | bytes, form: str) -> Any:
 
 def _time(fields: dict[str, int]) -> str:
     moment = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-    moment += datetime.timedelta(seconds=fields.get("seconds", 0), microseconds=fields.get("nanos", 0) // 1000)
+    try:
+        moment += datetime.timedelta(seconds=fields.get("seconds", 0), microseconds=fields.get("nanos", 0) // 1000)
+    except OverflowError:
+        raise ValueError("a time is too far away") from None
     return moment.isoformat(timespec="microseconds" if moment.microsecond else "seconds").replace("+00:00", "Z")
 
 

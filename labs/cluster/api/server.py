@@ -172,7 +172,7 @@ class ApiServer:
         data, options = await bodies.read(request), Options.of(request)
         if target.subresource == "eviction":
             return _json(self._writer.evict(target, options), CREATED)
-        if target.name or (target.resource.namespaced and not target.namespace) or not _stored(target):
+        if target.name or (target.resource.namespaced and not target.namespace):
             raise status.not_allowed()
         for attempt in range(1, ACCOUNT_ATTEMPTS + 1):
             try:
@@ -189,7 +189,7 @@ class ApiServer:
 
     async def _change(self, request: web.BaseRequest, target: Target, verb: str) -> web.Response:
         data, options = await bodies.read(request), Options.of(request)
-        if not target.name or not _stored(target) or target.subresource not in ("", "status", "scale", "finalize"):
+        if not target.name or target.subresource not in ("", "status", "scale", "finalize"):
             raise status.not_allowed()
         write = self._writer.update if verb == "update" else self._writer.patch
         item, is_new = write(target, data, bodies.content_type(request), options)
@@ -199,7 +199,7 @@ class ApiServer:
 
     async def _delete(self, request: web.BaseRequest, target: Target) -> web.Response:
         data = await bodies.read(request)
-        if target.subresource or not _stored(target):
+        if target.subresource:
             raise status.not_allowed()
         options = read_delete_options(data, bodies.content_type(request), lambda name: request.query.get(name, ""))
         if target.name:
@@ -220,11 +220,6 @@ def _openapi(documents: OpenApi, request: web.BaseRequest, path: str) -> web.Res
     if document is None:
         raise status.no_such_path()
     return _json(document)
-
-
-def _stored(target: Target) -> bool:
-    """Whether the kind is written under this name: events.k8s.io is a view on the Events of the core group."""
-    return not target.resource.is_view
 
 
 def _verb(request: web.BaseRequest, target: Target) -> str:

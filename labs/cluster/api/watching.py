@@ -31,16 +31,16 @@ WATCH_SECONDS = (1800, 3600)  # a watch without timeoutSeconds ends somewhere in
 async def watch(store: Store, request: web.BaseRequest, target: Target) -> web.StreamResponse:
     """Send changes, one JSON object to a line, until the client goes or the time is over."""
     check_watch(request)
-    stream = _Stream(request, target)
+    stream, seconds = _Stream(request, target), _seconds(request)
     changes, start = _start(store, request, target)
     with changes:
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
-        await response.prepare(request)
         with contextlib.suppress(ConnectionError):
+            await response.prepare(request)
             for item in start:
                 if line := stream.event(ADDED, item):
                     await response.write(line)
-            async for lines in _batches(store, changes, stream, request):
+            async for lines in _batches(store, changes, stream, seconds):
                 await response.write(lines)
         return response
 
@@ -60,12 +60,18 @@ def _start(store: Store, request: web.BaseRequest, target: Target) -> tuple[Watc
         raise status.expired(error.message) from None
 
 
-async def _batches(store: Store, changes: Watch, stream: _Stream, request: web.BaseRequest) -> AsyncIterator[bytes]:
-    """The lines of a watch, as many at a time as there are; bookmarks when nothing happens."""
+def _seconds(request: web.BaseRequest) -> float:
+    """How long the client wants to watch. Raises ApiError 400."""
+    text = request.query.get("timeoutSeconds", "")
     try:
-        seconds = float(request.query.get("timeoutSeconds", 0)) or random.uniform(*WATCH_SECONDS)
+        wanted = int(text or 0)
     except ValueError:
-        seconds = random.uniform(*WATCH_SECONDS)
+        raise status.bad_request(f'strconv.ParseInt: parsing "{text}": invalid syntax') from None
+    return wanted if wanted > 0 else random.uniform(*WATCH_SECONDS)
+
+
+async def _batches(store: Store, changes: Watch, stream: _Stream, seconds: float) -> AsyncIterator[bytes]:
+    """The lines of a watch, as many at a time as there are; bookmarks when nothing happens."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         try:

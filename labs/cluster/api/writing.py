@@ -12,20 +12,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from labs.cluster import admission, deletion, schema
 from labs.cluster.api import apply, bodies, managers, patches, scale, status
 from labs.cluster.api.bodies import Options
 from labs.cluster.api.paths import Target
-from labs.cluster.api.reading import find
+from labs.cluster.api.reading import find, shown
 from labs.cluster.deletion import DeleteOptions
+from labs.cluster.events import as_core_event
 from labs.cluster.extensions.structural import in_version
 from labs.cluster.fielderrors import Invalid, invalid
 from labs.cluster.options import AddressPlan
 from labs.cluster.resources import ENDPOINTS, EVENTS, NAMESPACES, SERVICES, Object, Resource
 from labs.cluster.store import Store
 from labs.cluster.validation import show_patch
+from labs.cluster.validation.others import event_v1
 from tracer.errors import K8snetError
 
 CREATED_BY_UPDATE = frozenset({SERVICES, ENDPOINTS, EVENTS})  # strategies with AllowCreateOnUpdate
@@ -43,7 +46,7 @@ class Writer:
 
     def create(self, target: Target, data: bytes, media_type: str, options: Options) -> Object:
         """POST to a collection."""
-        item = bodies.read_object(data, media_type, target.resource, options)
+        target, item = _as_stored(target, bodies.read_object(data, media_type, target.resource, options))
         return self._create(target, item, options)
 
     def _create(
@@ -75,7 +78,7 @@ class Writer:
             wanted = bodies.read_object(data, media_type, scale.SCALE, options)
             item = find(self._store, target)
             return self._scale(target, item, wanted, options), False
-        item = bodies.read_object(data, media_type, target.resource, options)
+        target, item = _as_stored(target, bodies.read_object(data, media_type, target.resource, options))
         _place(target, item)
         _check_name(target, item)
         old = self._store.find(target.resource.stored, target.namespace, target.name)
@@ -125,19 +128,22 @@ class Writer:
     def patch(self, target: Target, data: bytes, media_type: str, options: Options) -> tuple[Object, bool]:
         """PATCH: the object, and whether it is new (only server-side apply makes one)."""
         known = patches.media_types(schema.type_name(target.resource))
+        if target.resource.is_view:
+            known = tuple(one for one in known if one != patches.APPLY_PATCH)
         if media_type not in known:
             raise status.unsupported_media_type(known)
         patch = patches.read_patch(data, media_type)
         if media_type == patches.APPLY_PATCH:
             return self._apply(target, patch, options)
-        old = find(self._store, target)
+        old = shown(target.resource, find(self._store, target))
         if target.subresource == "scale":
             wanted = self._patched(scale.scale_of(target.resource, old), patch, media_type, scale.SCALE, options)
             return self._scale(target, old, wanted, options), False
         item = self._patched(old, patch, media_type, target.resource, options)
         _check_name(target, item)
         _check_namespace(target, item)
-        return self._replace(target, old, item, options), False
+        target, item = _as_stored(target, item)
+        return self._replace(target, find(self._store, target), item, options), False
 
     def _patched(self, old: Object, patch: Any, media_type: str, resource: Resource, options: Options) -> Object:
         name = schema.type_name(resource)
@@ -266,6 +272,17 @@ def _errors(resource: Resource, name: str) -> Iterator[None]:
         yield
     except K8snetError as error:
         raise status.of_error(error, resource, name) from error
+
+
+def _as_stored(target: Target, item: Object) -> tuple[Target, Object]:
+    """An object in the form in which it is stored, and the way to it: an Event has two. Raises ApiError 422."""
+    if not target.resource.is_view:
+        return target, item
+    errors = [*event_v1(item)]
+    if errors:
+        name = str((item.get("metadata") or {}).get("name", ""))
+        raise status.of_error(Invalid(target.resource.kind, name, errors, target.resource.group))
+    return replace(target, resource=target.resource.stored), as_core_event(item)
 
 
 def _place(target: Target, item: Object) -> None:

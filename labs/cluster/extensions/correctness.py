@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from labs.cluster import names
-from labs.cluster.extensions.definitions import is_established
-from labs.cluster.extensions.structural import PRESERVE
-from labs.cluster.extensions.values import INT_OR_STRING
-from labs.cluster.fielderrors import FieldError, duplicate, forbidden, invalid, required, unsupported
+from labs.cluster.extensions.definitions import is_established, storage_version
+from labs.cluster.extensions.rules import RULES
+from labs.cluster.extensions.structural import EMBEDDED, PRESERVE
+from labs.cluster.extensions.values import INT_OR_STRING, LIST_KEYS, LIST_TYPE
+from labs.cluster.fielderrors import FieldError, GoText, duplicate, forbidden, invalid, required, unsupported
 from labs.cluster.resources import Object
 
 Errors = Iterator[FieldError]
@@ -28,6 +29,18 @@ TYPES = ("array", "boolean", "integer", "number", "object", "string")
 COLUMN_TYPES = ("boolean", "date", "integer", "number", "string")
 NOT_SUPPORTED = ("id", "additionalItems", "patternProperties", "definitions", "dependencies", "$ref")
 JUNCTORS = ("allOf", "anyOf", "oneOf")
+MAP_TYPE = "x-kubernetes-map-type"
+FIELD_TYPES: dict[tuple[type, ...], tuple[str, ...]] = {
+    (str,): ("type", "format", "title", "description", "pattern", LIST_TYPE, MAP_TYPE),
+    (bool,): ("nullable", "uniqueItems", "exclusiveMaximum", "exclusiveMinimum", INT_OR_STRING, PRESERVE, EMBEDDED),
+    (int,): ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"),
+    (float, int): ("minimum", "maximum", "multipleOf"),
+    (list,): ("required", "enum", *JUNCTORS, LIST_KEYS, RULES),
+    (dict,): ("properties", "not"),
+    (dict, list): ("items",),
+    (dict, bool): ("additionalProperties",),
+}
+ENTRY_TYPES = {"required": str, LIST_KEYS: str, RULES: dict, **dict.fromkeys(JUNCTORS, dict)}
 
 
 def definition(item: Object) -> Errors:
@@ -79,6 +92,15 @@ def update(item: Object, old: Object) -> Errors:
     for number, name in enumerate(old["status"].get("storedVersions") or ()):
         if name not in known:
             yield invalid(f"status.storedVersions[{number}]", name, "must appear in spec.versions")
+
+
+def status(item: Object) -> Errors:
+    """What is wrong with the status that a client gives a definition, with which others work on."""
+    stored, path = item["status"].get("storedVersions") or [], "status.storedVersions"
+    if not stored:
+        yield invalid(path, GoText("[]string(nil)"), "must have at least one stored version")
+    elif storage_version(item) not in stored:
+        yield invalid(path, stored, f"must have the storage version {storage_version(item)}")
 
 
 def _names(wanted: Object) -> Errors:
@@ -163,12 +185,18 @@ def _schema(path: str, schema: Any, untyped: str) -> Errors:
     if not isinstance(schema, dict):
         yield invalid(path, schema, "must be a schema")
         return
+    malformed = [invalid(f"{path}.{field}", value, words) for field, value, words in _malformed(schema)]
+    if malformed:
+        yield from malformed
+        return
     for field in NOT_SUPPORTED:
         if field in schema:
             yield forbidden(f"{path}.{field}", f"{field} is not supported")
     if schema.get("uniqueItems"):
         words = "uniqueItems cannot be set to true since the runtime complexity becomes quadratic"
         yield forbidden(f"{path}.uniqueItems", words)
+    if mistake := _pattern_mistake(schema.get("pattern") or ""):
+        yield invalid(f"{path}.pattern", schema["pattern"], f"must be a valid regular expression, but isn't: {mistake}")
     kind = schema.get("type")
     if not kind and not schema.get(INT_OR_STRING) and not schema.get(PRESERVE):
         yield required(f"{path}.type", untyped)
@@ -189,6 +217,27 @@ def _schema(path: str, schema: Any, untyped: str) -> Errors:
         below = schema["additionalProperties"]
         yield from _schema(f"{path}.additionalProperties", below, "must not be empty for specified object fields")
     yield from _alternatives(path, schema)
+
+
+def _pattern_mistake(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        return str(error)
+    return ""
+
+
+def _malformed(schema: Object) -> Iterator[tuple[str, Any, str]]:
+    """The fields of a schema that are of another type than in JSONSchemaProps, which the real API's decoder refuses."""
+    for types, fields in FIELD_TYPES.items():
+        for field in fields:
+            value = schema.get(field)
+            if value is not None and (not isinstance(value, types) or (isinstance(value, bool) and bool not in types)):
+                yield field, value, f"must be of type {types[0].__name__}"
+    for field, inside in ENTRY_TYPES.items():
+        value = schema.get(field)
+        if isinstance(value, list) and not all(isinstance(entry, inside) for entry in value):
+            yield field, value, f"must be a list of values of type {inside.__name__}"
 
 
 def _alternatives(path: str, schema: Object) -> Errors:

@@ -17,7 +17,7 @@ from typing import Any
 from labs.cluster.extensions import correctness
 from labs.cluster.fielderrors import FieldError, GoText, Invalid, go_value
 from labs.cluster.options import AddressPlan
-from labs.cluster.resources import Object, Resource
+from labs.cluster.resources import DEFINITIONS, Object, Resource
 from labs.cluster.validation import metadata, others, pods, services, workloads
 from labs.cluster.validation.words import Errors
 
@@ -40,6 +40,13 @@ def validate(
     if errors:
         name = item["metadata"].get("name") or item["metadata"].get("generateName", "")
         raise Invalid(resource.kind, name, errors, resource.group)
+
+
+def validate_status(resource: Resource, item: Object) -> None:
+    """Raise Invalid for an object whose status can't be what a client wants it to be."""
+    errors = [*correctness.status(item)] if resource == DEFINITIONS else []
+    if errors:
+        raise Invalid(resource.kind, item["metadata"]["name"], errors, resource.group)
 
 
 def _of_kind(resource: Resource, item: Object, plan: AddressPlan, old: Object | None) -> Errors:

@@ -1,4 +1,4 @@
-"""ConfigMaps, Secrets, Ingresses, EndpointSlices, NetworkPolicies."""
+"""ConfigMaps, Secrets, Ingresses, EndpointSlices, NetworkPolicies, Events of events.k8s.io."""
 
 from __future__ import annotations
 
@@ -86,3 +86,14 @@ def network_policy(item: Object) -> Errors:
     for index, kind in enumerate(item["spec"].get("policyTypes") or ()):
         if kind not in ("Egress", "Ingress"):
             yield unsupported(f"spec.policyTypes[{index}]", kind, ("Egress", "Ingress"))
+
+
+def event_v1(item: Object) -> Errors:
+    """What an Event must say that comes through events.k8s.io (legacy ones, of the core group, may leave all out)."""
+    if not item.get("eventTime"):
+        yield required("eventTime")
+    for field in ("reportingController", "reportingInstance", "action", "reason"):
+        if not item.get(field):
+            yield required(field)
+    if item.get("type") not in ("Normal", "Warning"):
+        yield invalid("type", item.get("type", ""), f"has invalid value: {item.get('type', '')}")

@@ -269,3 +269,32 @@ def test_the_class_of_a_load_balancer_stays(store: Store) -> None:
     assert "loadBalancerClass" not in change(store, item, type="ClusterIP")
     with pytest.raises(Invalid, match="must consist of alphanumeric characters"):
         admit(store, IPV4, service("x", type="LoadBalancer", loadBalancerClass="no class"))
+
+
+@pytest.mark.parametrize(
+    ("version", "kind", "wanted"),
+    [
+        ("v1", "Node", {"spec": {}, "status": {}}),
+        ("v1", "Event", {"involvedObject": {}, "source": {}}),
+        ("apps/v1", "ControllerRevision", {"revision": 0}),
+        ("discovery.k8s.io/v1", "EndpointSlice", None),
+    ],
+)
+def test_what_is_a_struct_is_there_also_when_nobody_says_anything_of_it(
+    store: Store, version: str, kind: str, wanted: dict[str, Any] | None
+) -> None:
+    """Every component may count on it, as those in Go may."""
+    item = {"apiVersion": version, "kind": kind, "metadata": {"name": "bare"}}
+    if wanted is None:
+        with pytest.raises(Invalid, match="addressType"):
+            admit(store, IPV4, item)
+    else:
+        assert admit(store, IPV4, item).items() >= wanted.items()
+
+
+def test_what_is_inside_is_complete_as_well(store: Store) -> None:
+    node: dict[str, Any] = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"}}
+    node |= {"spec": {"taints": [{"key": "a"}]}, "status": {"addresses": [{"address": "192.0.2.1"}]}}
+    stored = admit(store, IPV4, node)
+    assert stored["spec"]["taints"] == [{"key": "a", "effect": ""}]
+    assert stored["status"]["addresses"] == [{"address": "192.0.2.1", "type": ""}]

@@ -259,7 +259,6 @@ class TestReading:
             ("POST", "/api/v1/pods"),
             ("POST", "/version"),
             ("OPTIONS", "/api/v1/pods"),
-            ("DELETE", "/apis/events.k8s.io/v1/namespaces/default/events/x"),
         ):
             code, answer = client.send(method, path, b"{}")
             assert (code, answer["reason"]) == (405, "MethodNotAllowed"), (method, path)
@@ -281,6 +280,7 @@ class TestReading:
 
     def test_a_watch_from_a_version_that_makes_no_sense(self, client: Client) -> None:
         assert client.get("/api/v1/pods?watch=1&resourceVersion=x")[0] == 400
+        assert client.get("/api/v1/pods?watch=1&timeoutSeconds=x")[0] == 400
 
     def test_rubbish_does_no_harm(self, client: Client, config: dict[str, Any]) -> None:
         host, _, port = config["clusters"][0]["cluster"]["server"].removeprefix("https://").partition(":")

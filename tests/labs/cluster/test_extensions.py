@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from labs.cluster import garbage, manifests
-from labs.cluster.admission import Invalid, Terminating, admit, replace
+from labs.cluster.admission import Invalid, Terminating, admit, replace, replace_status
 from labs.cluster.deletion import delete
 from labs.cluster.extensions import columns, establishing, rules, structural, values
 from labs.cluster.extensions.definitions import CLEANUP, condition
@@ -107,6 +107,21 @@ MISTAKES = {
         {"openAPIV3Schema": {"type": "object", "properties": {"spec": {}}}},
         "spec.versions[0].schema.openAPIV3Schema.properties[spec].type: Required value: must not be empty for "
         "specified object fields",
+    ),
+    "properties": (
+        ("spec", "versions", 0, "schema"),
+        {"openAPIV3Schema": {"type": "object", "properties": "x"}},
+        'openAPIV3Schema.properties: Invalid value: "x": must be of type dict',
+    ),
+    "rules": (
+        ("spec", "versions", 0, "schema"),
+        {"openAPIV3Schema": {"type": "object", "x-kubernetes-validations": ["x"]}},
+        "must be a list of values of type dict",
+    ),
+    "pattern": (
+        ("spec", "versions", 0, "schema"),
+        {"openAPIV3Schema": {"type": "object", "properties": {"a": {"type": "string", "pattern": "("}}}},
+        'properties[a].pattern: Invalid value: "(": must be a valid regular expression',
     ),
     "column": (
         ("spec", "versions", 0, "additionalPrinterColumns", 0, "jsonPath"),
@@ -210,6 +225,22 @@ class TestDefinitions:
             admit(store, PLAN, item)
         item["metadata"]["annotations"] = {"api-approved.kubernetes.io": "https://example.org"}
         admit(store, PLAN, item)
+
+    def test_a_status_that_others_can_work_with(self, store: Store) -> None:
+        definition = define(store)
+        for status, words in (
+            (None, "status.storedVersions: Invalid value: []string(nil): must have at least one stored version"),
+            ({"storedVersions": ["v0"]}, "must have the storage version v1"),
+        ):
+            with pytest.raises(Invalid) as caught:
+                replace_status(store, PLAN, DEFINITIONS, definition, {**definition, "status": status})
+            assert words in caught.value.message
+        stored = replace_status(
+            store, PLAN, DEFINITIONS, definition, {**definition, "status": {"storedVersions": ["v1"]}}
+        )
+        assert stored["status"]["acceptedNames"] == {"kind": "", "plural": ""}
+        establishing.reconciler(store)()
+        assert store.get(DEFINITIONS, "", NAME)["status"]["acceptedNames"]["plural"] == "widgets"
 
     def test_what_can_not_change(self, store: Store) -> None:
         definition = define(store)

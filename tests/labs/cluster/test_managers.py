@@ -96,6 +96,11 @@ def test_trees_and_fields_are_the_same() -> None:
     assert tree_of(leaves(tree)) == tree
 
 
+@pytest.mark.parametrize("rubbish", ["x", {"f:a": "x"}, {"x": {}, "k:x": {}, "k:[]": {}, "v:": {}, "f:a": {}}])
+def test_a_tree_that_a_client_has_made_up(rubbish: Any) -> None:
+    assert leaves(rubbish) <= {("f:a",)}
+
+
 def test_a_field_is_whose_who_changed_it_last() -> None:
     first = updated([], {}, config(a="1", b="1"), CONFIGMAPS, "one")
     second = updated(first, config(a="1", b="1"), config(a="1", b="2"), CONFIGMAPS, "two")

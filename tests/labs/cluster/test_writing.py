@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -13,11 +13,16 @@ from labs.cluster.api import protobuf
 from labs.cluster.api.bodies import Options
 from labs.cluster.api.paths import Target
 from labs.cluster.api.status import ApiError
+from labs.cluster.api.tables import table
 from labs.cluster.api.writing import Writer, read_delete_options
+from labs.cluster.deletion import DeleteOptions
 from labs.cluster.options import AddressPlan
 from labs.cluster.resources import (
     CONFIGMAPS,
+    DAEMONSETS,
     DEPLOYMENTS,
+    EVENTS,
+    EVENTS_V1,
     NAMESPACES,
     NODES,
     PODS,
@@ -106,6 +111,11 @@ class TestBodies:
                 config(data={"a": 1}),
                 'ConfigMap in version "v1" cannot be handled as a ConfigMap: json: cannot unmarshal number into Go '
                 "struct field ConfigMap.data of type string",
+            ),
+            (
+                {**config(), "metadata": {"creationTimestamp": "yesterday"}},
+                'ConfigMap in version "v1" cannot be handled as a ConfigMap: parsing time "yesterday" as '
+                '"2006-01-02T15:04:05Z07:00": cannot parse it',
             ),
             (
                 {**config(), "metadata": "x"},
@@ -249,6 +259,50 @@ class TestCreate:
         assert caught.value.body["message"].startswith('Pod "A" is invalid: [metadata.name: Invalid value: "A": ')
 
 
+ROLLING = "spec.strategy.rollingUpdate"
+UNAVAILABLE = f"{ROLLING}.maxUnavailable: Invalid value: "
+
+
+@pytest.mark.parametrize(
+    ("kind", "strategy", "words"),
+    [
+        (
+            "Deployment",
+            {"maxSurge": "x"},
+            f"{ROLLING}.maxSurge: Invalid value: intstr.IntOrString{{Type:1, IntVal:0, "
+            "StrVal:\"x\"}: a valid percent string must be a numeric string followed by an ending '%'",
+        ),
+        ("Deployment", {"maxSurge": -1}, f"{ROLLING}.maxSurge: Invalid value: -1: must be greater than or equal to 0"),
+        (
+            "Deployment",
+            {"maxSurge": 0, "maxUnavailable": 0},
+            f'{UNAVAILABLE}intstr.IntOrString{{Type:0, IntVal:0, StrVal:""}}: may not be 0 when `maxSurge` is 0',
+        ),
+        ("Deployment", {"maxUnavailable": "101%"}, "must not be greater than 100%"),
+        ("DaemonSet", {"maxUnavailable": "x"}, "spec.updateStrategy.rollingUpdate.maxUnavailable: Invalid value: "),
+        ("DaemonSet", {"maxUnavailable": 1, "maxSurge": 1}, "may not be set when maxUnavailable is non-zero"),
+        ("DaemonSet", {"maxUnavailable": 0}, "maxUnavailable: Required value: cannot be 0 when maxSurge is 0"),
+    ],
+)
+def test_how_many_pods_may_be_away(writer: Writer, kind: str, strategy: dict[str, Any], words: str) -> None:
+    template = {"metadata": {"labels": {"a": "b"}}, "spec": pod()["spec"]}
+    spec = {"selector": {"matchLabels": {"a": "b"}}, "template": template}
+    spec["strategy" if kind == "Deployment" else "updateStrategy"] = {"rollingUpdate": strategy}
+    item = {"apiVersion": "apps/v1", "kind": kind, "metadata": {"name": "d"}, "spec": spec}
+    resource = DEPLOYMENTS if kind == "Deployment" else DAEMONSETS
+    code, reason, message = refusal(lambda: create(writer, item, resource))
+    assert (code, reason) == (422, "Invalid")
+    assert words in message
+
+
+def test_a_deadline_is_later_than_what_is_waited_for(writer: Writer) -> None:
+    template = {"metadata": {"labels": {"a": "b"}}, "spec": pod()["spec"]}
+    spec = {"selector": {"matchLabels": {"a": "b"}}, "template": template, "minReadySeconds": 600}
+    item = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"}, "spec": spec}
+    words = "spec.progressDeadlineSeconds: Invalid value: 600: must be greater than minReadySeconds"
+    assert refusal(lambda: create(writer, item, DEPLOYMENTS))[2].endswith(words)
+
+
 def test_what_is_being_deleted_is_still_there(store: Store, writer: Writer) -> None:
     held = config()
     held["metadata"] = {"name": "c", "finalizers": ["example.org/hold"]}
@@ -276,6 +330,71 @@ class TestServiceAccounts:
         admit(store, PLAN, mirror)
         with pytest.raises(NoServiceAccount):
             admit(store, PLAN, {**pod(), "metadata": {"name": "q", "namespace": "shop"}})
+
+
+class TestEvents:
+    """An Event is written under two names, as kube-proxy and kubelets do through events.k8s.io."""
+
+    EVENT: ClassVar[dict[str, Any]] = {
+        "apiVersion": "events.k8s.io/v1",
+        "kind": "Event",
+        "metadata": {"name": "node1.1", "namespace": "shop"},
+        "eventTime": "2024-01-01T00:00:00.000000Z",
+        "reportingController": "kube-proxy",
+        "reportingInstance": "kube-proxy-node1",
+        "action": "StartKubeProxy",
+        "reason": "Starting",
+        "regarding": {"kind": "Node", "name": "node1", "uid": "node1"},
+        "type": "Normal",
+    }
+    WHERE = Target(EVENTS_V1, "shop", "node1.1")
+
+    def test_as_kube_proxy_writes_it(self, writer: Writer, store: Store) -> None:
+        create(writer, {**self.EVENT, "note": "hello"}, EVENTS_V1)
+        stored = store.get(EVENTS, "shop", "node1.1")
+        assert (stored["apiVersion"], stored["message"], stored["reportingComponent"]) == ("v1", "hello", "kube-proxy")
+        assert stored["involvedObject"]["name"] == "node1"
+        assert table(EVENTS, [stored], "", "None")["rows"][0]["cells"][1:6] == [
+            *("Normal", "Starting", "node/node1", "", "kube-proxy, kube-proxy-node1")
+        ]
+        patch = {"series": {"count": 3, "lastObservedTime": "2024-01-01T01:00:00.000000Z"}}
+        kind = "application/strategic-merge-patch+json"
+        writer.patch(self.WHERE, json.dumps(patch).encode(), kind, Options())
+        stored = store.get(EVENTS, "shop", "node1.1")
+        assert (stored["series"], stored["message"]) == (patch["series"], "hello")
+        assert "(x3 over " in table(EVENTS, [stored], "", "None")["rows"][0]["cells"][0]
+        changed = {**self.EVENT, "note": "bye"}
+        assert writer.update(self.WHERE, json.dumps(changed).encode(), JSON, Options())[0]["message"] == "bye"
+        writer.delete(self.WHERE, DeleteOptions())
+        assert store.find(EVENTS, "shop", "node1.1") is None
+
+    def test_in_protobuf_as_kube_proxy_sends_it(self) -> None:
+        def part(number: int, data: bytes) -> bytes:
+            return bytes([number << 3 | 2, len(data)]) + data
+
+        when = part(2, b"\x08\x80\xd0\xfd\xc1\x05")  # eventTime: seconds since 1970
+        body = part(1, part(1, b"a")) + when + part(4, b"kube-proxy") + part(8, part(1, b"Node")) + part(10, b"hi")
+        kind = part(1, b"events.k8s.io/v1") + part(2, b"Event")
+        assert protobuf.decode(protobuf.MAGIC + part(1, kind) + part(2, body)) == {
+            "apiVersion": "events.k8s.io/v1",
+            "kind": "Event",
+            "metadata": {"name": "a"},
+            "eventTime": "2016-12-01T00:00:00Z",
+            "reportingController": "kube-proxy",
+            "regarding": {"kind": "Node"},
+            "note": "hi",
+        }
+        with pytest.raises(ValueError, match="too far away"):
+            protobuf.decode(protobuf.MAGIC + part(1, kind) + part(2, part(2, b"\x08" + b"\xff" * 8 + b"\x0f")))
+
+    def test_what_it_must_say(self, writer: Writer) -> None:
+        event = {key: value for key, value in self.EVENT.items() if key not in ("eventTime", "type")}
+        assert refusal(lambda: create(writer, event, EVENTS_V1)) == (
+            422,
+            "Invalid",
+            'Event.events.k8s.io "node1.1" is invalid: [eventTime: Required value, '
+            'type: Invalid value: "": has invalid value: ]',
+        )
 
 
 class TestUpdate:
