@@ -116,7 +116,8 @@ class Step:
 @dataclass(frozen=True, slots=True)
 class Requires:
     """The cluster that a lesson needs. `on`: where it can run. `records`: whether the live trace is kept meanwhile.
-    `outside`: whether it calls from client-host, a host outside of the cluster; in miniature there is always one.
+    `iptables`: the variant of nodes in miniature; kind chooses for its own. `outside`: whether it calls from
+    client-host, a host outside of the cluster; in miniature there is always one.
     """
 
     nodes: int = 2
@@ -133,9 +134,7 @@ class Requires:
         """The first option here that no kind cluster has, as `k8snet-lab up` takes it; None: all can be had there."""
         if self.proxy == "ebpf":
             return "--proxy ebpf"
-        if self.cni != "routed":
-            return f"--cni {self.cni}"
-        return None if self.iptables == "default" else f"--iptables {self.iptables}"
+        return None if self.cni == "routed" else f"--cni {self.cni}"
 
 
 @dataclass(frozen=True, slots=True)

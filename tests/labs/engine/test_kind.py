@@ -385,7 +385,7 @@ class TestInstall:
         (Requires(proxy="nftables", ip_family="dual", nodes=3), None),
         (Requires(proxy="ebpf"), "--proxy ebpf"),
         (Requires(cni="vxlan"), "--cni vxlan"),
-        (Requires(iptables="legacy"), "--iptables legacy"),
+        (Requires(iptables="legacy"), None),
         (Requires(on=("miniature",)), "only the cluster in miniature"),
     ],
 )
