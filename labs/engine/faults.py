@@ -44,9 +44,13 @@ def link(world: World, *, target: str, link: str) -> None:
 
 
 def cable(world: World, *, pod: str) -> None:
-    """Take a pod's cable down at its node's end. The node's route to the pod goes with it, and does not come back."""
+    """Take a pod's cable down at its node's end, and the node's route to the pod with it, which does not come back.
+
+    The kernel takes routes away with their device, but not those of scope host, which kind's CNI plugin makes.
+    """
     node, device = kernel.cable(world, pod)
     link(world, target=node, link=f"dev {device} down")
+    _must(world.run(node, "ip", "route", "flush", "dev", device), f"ip route on {node}")
 
 
 def scale(world: World, *, deployment: str, replicas: int, namespace: str = "default") -> None:

@@ -7,6 +7,7 @@
       files/          copied for the learner, to be edited
       solution.sh     called with a step's id, does what the step asks for
       wrong/*.sh      plausible wrong answers: "# step: ID" and "# fails: REASON" in the first lines
+      cleanup.sh      run on each node of a cluster that stays, before and after: takes away what learners make there
 
 What belongs here: the form, and errors with file and key. What does not: running any of it, and how lessons stand
 to each other (`labs.engine.course`).
@@ -195,6 +196,12 @@ class Lesson:
     def solution(self) -> Path:
         """The script that solves a step, given as its argument."""
         return self.directory / "solution.sh"
+
+    @property
+    def cleanup(self) -> str:
+        """What is run on each node of a cluster that outlives the lesson; "" for nothing. It may find nothing to do."""
+        path = self.directory / "cleanup.sh"
+        return path.read_text(encoding="utf-8") if path.exists() else ""
 
     def solution_of(self, step: Step) -> str:
         """What the solution does in a step: the lines of its function; "" when it has none."""

@@ -2,7 +2,8 @@
 
     python3 -c THIS http|tcp|udp PORT...
 
-Runs in a public image of Python, so it is one file and needs the standard library only.
+Runs with the python3 of a public image, so it is one file and needs the standard library only. When it serves, it makes
+the file that the variable SERVING names.
 
 What belongs here: the protocols of `http_echo` and `echo` in `labs.cluster.images`. What does not: anything else.
 """
@@ -14,6 +15,7 @@ import socket
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from socketserver import BaseRequestHandler, BaseServer, ThreadingTCPServer, ThreadingUDPServer
 
 POD = os.environ.get("POD_NAME", socket.gethostname())
@@ -103,6 +105,8 @@ def main(kind: str, *ports: str) -> None:
     for port in ports:
         threading.Thread(target=server(kind, int(port)).serve_forever, daemon=True).start()
         print(f"{kind}-echo: listening on port {port}", flush=True)
+    if "SERVING" in os.environ:
+        Path(os.environ["SERVING"]).touch()
     signal.sigwait((signal.SIGTERM, signal.SIGINT))
 
 

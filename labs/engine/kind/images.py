@@ -1,8 +1,8 @@
 """Manifests of lessons, made to run on kind: built-in images become public ones that do the same.
 
 The miniature cluster's images are small programs of its own (`labs.cluster.images`), which no registry has.
-images.yaml beside this file says what stands for each; the servers are one script, echo.py, which a public image of
-Python runs.
+images.yaml beside this file says what stands for each; the servers are one script, echo.py, which the image's Python
+runs.
 
 What belongs here: rewriting manifests. What does not: applying them, and images that everybody can pull, which stay.
 """
@@ -18,7 +18,8 @@ import yaml
 
 HERE = Path(__file__).parent
 FIELDS = {"POD_NAME": "metadata.name", "POD_NAMESPACE": "metadata.namespace", "NODE_NAME": "spec.nodeName"}
-PROBE_SECONDS = 2
+SERVING = "/tmp/serving"  # in the container: echo.py makes it when it serves
+START_TRIES = 120  # one a second: Python may take its time on a busy machine
 
 
 def translate(text: str) -> str:
@@ -65,10 +66,11 @@ def _replace(container: dict[str, Any]) -> None:
     container.pop("args", None)
     fields = [{"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in FIELDS.items()]
     container["env"] = [*container.get("env", ()), *fields]
-    if stands_for["protocol"] == "TCP":
-        # built-in images tell when they serve; elsewhere somebody has to ask
-        probe = {"tcpSocket": {"port": ports[0]}, "periodSeconds": PROBE_SECONDS}
-        container.setdefault("readinessProbe", probe)
+    # Built-in images tell when they serve; elsewhere somebody has to ask, until then and no longer. Not over the
+    # network: a probe's packets would be among those that lessons capture.
+    container["env"].append({"name": "SERVING", "value": SERVING})
+    probe = {"exec": {"command": ["test", "-e", SERVING]}, "periodSeconds": 1, "failureThreshold": START_TRIES}
+    container.setdefault("startupProbe", probe)
 
 
 def _ports(container: dict[str, Any], stands_for: dict[str, Any]) -> list[int]:

@@ -1,22 +1,26 @@
-"""What in a lesson's words is called otherwise on a kind cluster: nodes by name and address, the host outside.
+"""What in a lesson's words is called otherwise on a kind cluster: nodes by name, address and pods' network, the network
+that they are on, the host outside.
 
 What belongs here: the names. What does not: putting them into a text (`labs.engine.wording`).
 """
 
 from __future__ import annotations
 
+from ipaddress import ip_interface
 from typing import Any
 
 from labs.cluster.options import AddressPlan
 from labs.engine.kind import outside
-from labs.engine.kind.world import KindCluster, natural
+from labs.engine.kind.world import KindCluster, docker, natural
 from labs.engine.world import get
 
+PLACE = "{{range .NetworkSettings.Networks}}{{.Gateway}} {{.IPAddress}}/{{.IPPrefixLen}} {{end}}"
 CONTROL_PLANE_LABEL = "node-role.kubernetes.io/control-plane"
 
 
 def words(world: KindCluster) -> dict[str, str]:
-    """What stands in lessons -> what it is there: node1 -> k8snet-control-plane, 172.18.0.2 -> its address.
+    """What stands in lessons -> what it is there: node1 -> k8snet-control-plane, 172.18.0.2 -> its address; and of
+    nodes after the first 10.244.1 -> the beginning of its pods' addresses: any of several workers may have come first.
 
     Only IPv4 addresses are written in lessons. Raises Blocked or K8snetError.
     """
@@ -26,6 +30,10 @@ def words(world: KindCluster) -> dict[str, str]:
         found[f"node{number}"] = node["metadata"]["name"]
         (own,) = plan.node_addresses(number)
         found[own.partition("/")[0]] = _address(node)
+        if number > 1:  # that of the first is 10.244.0, with which the network of all pods begins, too
+            (pods,) = plan.pod_cidrs(number)
+            found[_beginning(pods)] = _beginning(node["spec"].get("podCIDR", ""))
+    found |= _network(world, plan)
     if (address := outside.address(world)) is not None:
         (own,) = plan.outside_addresses(outside.NUMBER)
         found[own.partition("/")[0]] = address
@@ -46,6 +54,20 @@ def _in_order(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return CONTROL_PLANE_LABEL not in metadata.get("labels", {}), natural(metadata["name"])
 
     return sorted(nodes, key=key)
+
+
+def _beginning(network: str) -> str:
+    """10.244.1 of 10.244.1.0/24; "" of a network of another size, which no three numbers tell."""
+    return network.rpartition(".")[0] if network.endswith(".0/24") else ""
+
+
+def _network(world: KindCluster, plan: AddressPlan) -> dict[str, str]:
+    """The nodes' network, which is one of Docker's, and the gateway there."""
+    ours = ip_interface(plan.gateways[0])
+    found = docker("inspect", "--format", PLACE, world.container("node1")).out.split()
+    if len(found) < 2:
+        return {}
+    return {str(ours.ip): found[0], str(ours.network): str(ip_interface(found[1]).network)}
 
 
 def _address(node: dict[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """What a lesson finds on a kind cluster when it starts: what the miniature cluster has from the start, and its own.
 
 A kind cluster takes a minute to make, so a lesson does not make one: it starts on the one that is there, after what
-lessons made before is deleted and made anew. What a learner changed elsewhere, or in a node's kernel, stays.
+lessons made before is deleted and made anew. What a learner changed elsewhere, or in a node's kernel, stays, but for
+what the lesson's cleanup.sh takes away.
 
 What belongs here: whether the cluster fits the lesson, and the objects. What does not: the cluster (`create`), and the
 program in its nodes (`install`).
@@ -101,7 +102,10 @@ def _open_control_planes(world: KindCluster) -> None:
 
 
 def clean(world: KindCluster, lesson: Lesson) -> None:
-    """Delete what the lesson's manifests make. Raises K8snetError."""
+    """Delete what the lesson's manifests make, and what learners make on nodes, if it says how. Raises K8snetError."""
+    if lesson.cleanup:
+        for node in world.nodes():
+            _must(world.run(node, "sh", "-eu", feed=lesson.cleanup), f"{node}: {lesson.id}/cleanup.sh")
     of_steps = [lesson.directory / "manifests" / name for step in lesson.steps for name in step.apply]
     for path in reversed([*lesson.manifests, *of_steps]):
         _delete(world, path.read_text(encoding="utf-8"))

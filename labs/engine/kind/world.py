@@ -131,12 +131,16 @@ class KindCluster:
     def execute(self, target: str, command: Sequence[str], source: BinaryIO | None = None) -> int:
         """Run a command on a node or in a pod with our standard streams; gives its exit status.
 
-        `source`: what it reads instead of our standard input.
+        `source`: what it reads instead of our standard input. In the background of a terminal it reads nothing: docker
+        and kubectl would be stopped there for wanting to.
         """
-        terminal = source is None and sys.stdin.isatty() and sys.stdout.isatty()
-        line = self._into(target, True, terminal, command)
+        at_terminal = source is None and sys.stdin.isatty()
+        behind = at_terminal and os.tcgetpgrp(sys.stdin.fileno()) != os.getpgrp()
+        terminal = at_terminal and not behind and sys.stdout.isatty()
+        line = self._into(target, not behind, terminal, command)
+        stdin = subprocess.DEVNULL if behind else source
         try:
-            return subprocess.run(line, stdin=source, env=self._env(target), check=False).returncode
+            return subprocess.run(line, stdin=stdin, env=self._env(target), check=False).returncode
         except FileNotFoundError as error:
             raise Blocked(f"{error.filename} is not installed", hint=_GET[str(error.filename)]) from error
 

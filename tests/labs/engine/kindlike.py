@@ -3,8 +3,8 @@
     NAME-control-plane ─▶ node1, NAME-worker ─▶ node2
 
 What is real: the API, kubectl, the nodes' kernel and its rules, the live trace. What is played: docker, kube-proxy's
-ConfigMap, and the two public images, which this machine's own programs stand for. What belongs here: playing. What does
-not: assertions.
+ConfigMap, and the public image, which this machine's own programs stand for. What belongs here: playing. What does not:
+assertions.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import scapy
+import yaml
 
 from labs.engine.kind import images
 from tests.labs.lab import Lab
@@ -29,6 +31,21 @@ def lab(*words):
 os.environ["PYTHONPATH"] = "{repository}"
 os.environ["XDG_STATE_HOME"] = "/nonexistent"  # Docker knows of no lesson: else `exec` would come back here
 words = sys.argv[1:]
+def status():
+    # It ends with 1 while some pod is not ready, which does not concern Docker.
+    return json.loads(subprocess.run(lab("status", "-o", "json"), stdout=subprocess.PIPE, check=False).stdout)
+def pids(pid):
+    # As each of the PID namespaces that it is in knows it, this machine's first.
+    return next(line for line in open(f"/proc/{{pid}}/status") if line.startswith("NSpid:")).split()[1:]
+def crictl(node, words):
+    assert words[0] != "pods" or words[5:] == ["--state", "ready", "-q"], words
+    if words[0] == "pods":
+        return f"{{words[2]}}/{{words[4].strip('^$')}}"
+    assert words[:3] == ["inspectp", "-o", "json"], words
+    found = status()
+    (pod,) = (one["pid"] for one in found["pods"] if f"{{one['namespace']}}/{{one['name']}}" == words[3])
+    (own,) = (one["pid"] for one in found["nodes"] if one["name"] == node)
+    return json.dumps({{"info": {{"pid": int(pids(pod)[len(pids(own)) - 1])}}}})
 if words[0] == "ps":
     assert words[1:3] == ["--filter", "label=io.x-k8s.kind.cluster={name}"], words
     print("{name}-worker\\tworker\\n{name}-control-plane\\tcontrol-plane")
@@ -37,6 +54,8 @@ elif words[0] == "inspect" and words[3] == "{name}-client-host":
         sys.exit("Error: No such object: {name}-client-host")
     assert words[1:3] == ["--format", "{{{{range .NetworkSettings.Networks}}}}{{{{.IPAddress}}}} {{{{end}}}}"], words
     print("198.51.100.2 ")
+elif words[0] == "inspect" and ".Gateway" in words[2]:
+    print("172.18.0.1 172.18.0.2/16 ")
 elif words[0] == "inspect" and ".Networks" in words[2]:
     print("kind ")
 elif words[0] == "run":
@@ -49,15 +68,15 @@ elif words[0] == "rm":
         os.remove("{outside}")
 elif words[0] == "inspect":
     assert words[1:3] == ["--format", "{{{{.State.Pid}}}}"], words
-    # It ends with 1 while some pod is not ready, which does not concern Docker.
-    status = subprocess.run(lab("status", "-o", "json"), stdout=subprocess.PIPE, check=False).stdout
-    nodes = json.loads(status)["nodes"]
-    print(next(node["pid"] for node in nodes if node["name"] == NODES[words[3]]))
+    print(next(node["pid"] for node in status()["nodes"] if node["name"] == NODES[words[3]]))
 elif words[0] == "exec":
     rest = words[1:]
     while rest[0].startswith("-"):
         rest = rest[2:] if rest[0] == "-e" else rest[1:]
     node, *command = rest
+    if command[0] == "crictl":
+        print(crictl(NODES[node], command[1:]))
+        sys.exit()
     if command[0] == "k8snet-trace":
         if not os.path.exists("{installed}"):
             sys.exit('OCI runtime exec failed: exec failed: exec: "k8snet-trace": executable file not found in $PATH')
@@ -127,3 +146,13 @@ class KindLike:
         for entry in played.values():
             entry["image"] = "client"  # it runs the `command` of the manifest, which is what counts here
         monkeypatch.setattr(images, "table", lambda: played)
+        translate = images.translate
+        monkeypatch.setattr(images, "translate", lambda text: _with_libraries(translate(text)))
+
+
+def _with_libraries(text: str) -> str:
+    """A manifest whose containers' python3 has scapy, as the public image's has."""
+    documents = list(yaml.safe_load_all(text))
+    for container in images._containers(documents):
+        container.setdefault("env", []).append({"name": "PYTHONPATH", "value": str(Path(scapy.__file__).parents[1])})
+    return yaml.safe_dump_all(documents)

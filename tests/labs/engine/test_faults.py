@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import ipaddress
 import json
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
 from labs.engine import faults, socketmaps
-from labs.engine.world import Ran
+from labs.engine.world import RUN_SECONDS, Ran
 from tests.labs.engine.fake import FakeWorld, prints
 from tests.labs.engine.test_checks import FAR
+from tests.tracer.networks import Namespace, link, namespaces
 from tracer.errors import K8snetError
 
 
@@ -20,11 +22,46 @@ def test_a_cable_is_found_by_its_index_also_when_it_is_down_already() -> None:
         "default/far: ip -j link show dev eth0": prints([{"ifindex": 2, "ifname": "eth0", "link_index": 7}]),
         "node2: ip -j link show": prints([{"ifindex": 2, "ifname": "eth0"}, {"ifindex": 7, "ifname": "veth1234"}]),
         "node2: ip link set": Ran(0, "", ""),
+        "node2: ip route flush": Ran(0, "", ""),
     }
     world = FakeWorld({"pod default/far": FAR}, commands)
     for _ in range(2):
         faults.inject(world, "cable", {"pod": "default/far"})
-        assert world.asked[-1] == "node2: ip link set dev veth1234 down"
+        assert world.asked[-2:] == ["node2: ip link set dev veth1234 down", "node2: ip route flush dev veth1234"]
+
+
+@dataclass
+class Wired(FakeWorld):
+    """Its nodes and pods are network namespaces."""
+
+    targets: dict[str, Namespace] = field(default_factory=dict)
+
+    def run(self, target: str, *command: str, feed: str | None = None, seconds: float = RUN_SECONDS) -> Ran:
+        """See World."""
+        return Ran(0, self.targets[target].execute(*command), "")
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("scope", "stays"),
+    [
+        ("link", False),
+        ("host", True),  # as the CNI plugin ptp makes it (plugins/main/ptp and pkg/ip of containernetworking/plugins)
+    ],
+)
+def test_the_route_goes_with_the_cable_whatever_its_scope(scope: str, stays: bool) -> None:
+    with namespaces(2) as (node, pod):
+        link(node, "veth1", pod, "eth0")
+        add = f"route add 10.244.1.2 dev veth1 scope {scope}"
+        node.ip("address add 10.244.1.1/32 dev veth1", add, "link set veth1 down")
+        assert ("10.244.1.2" in node.execute("ip", "route")) == stays, "what the kernel does by itself"
+        node.ip("link set veth1 up", add.replace("add", "replace"))
+        world = Wired({"pod default/far": FAR}, targets={"node2": node, "default/far": pod})
+        for _ in range(2):
+            faults.inject(world, "cable", {"pod": "default/far"})
+            assert "10.244.1.2" not in node.execute("ip", "route")
+        node.ip("link set veth1 up")
+        assert "10.244.1.2" not in node.execute("ip", "route")
 
 
 def test_a_rule_on_the_node_of_a_pod() -> None:

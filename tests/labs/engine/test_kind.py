@@ -152,6 +152,33 @@ class TestRunning:
             "kubectl --context kind-shop exec -i",
         ]
 
+    @pytest.mark.parametrize(("behind", "options", "given"), [(False, "exec -i -t -n", None), (True, "exec -n", "")])
+    def test_at_a_terminal_and_in_its_background(
+        self,
+        cluster: KindCluster,
+        programs: Programs,
+        monkeypatch: pytest.MonkeyPatch,
+        behind: bool,
+        options: str,
+        given: str | None,
+    ) -> None:
+        """`k8snet-lab exec … &`: who reads the terminal there, or changes its mode, is stopped by the kernel."""
+        programs.answer(PS, VIEW, Answer("kubectl --context kind-shop exec"))
+        ours, theirs = os.openpty()
+        with os.fdopen(ours), os.fdopen(theirs, "r", closefd=False) as stdin, os.fdopen(theirs, "w") as stdout:
+            monkeypatch.setattr("sys.stdin", stdin)
+            monkeypatch.setattr("sys.stdout", stdout)
+            monkeypatch.setattr(os, "tcgetpgrp", lambda _: os.getpgrp() + behind)
+            kept = os.dup(0)  # a program inherits the descriptor, and not sys.stdin
+            os.dup2(theirs, 0)
+            try:
+                assert cluster.execute("default/client", ["curl"]) == 0
+            finally:
+                os.dup2(kept, 0)
+                os.close(kept)
+        assert options in programs.lines[-1]
+        assert programs.calls[-1]["input"] == given
+
 
 class TestPython:
     """Files of this machine, with the libraries that are there: those of k8snet on a node, the image's own in a pod."""

@@ -45,11 +45,11 @@ def test_the_workload() -> None:
     assert [(one["kind"], one["metadata"]) for one in before] == [(one["kind"], one["metadata"]) for one in after]
     assert before[1] == after[1]  # the Service, ClusterIP and all
     (server,), (client,) = after[2]["spec"]["template"]["spec"]["containers"], after[3]["spec"]["containers"]
-    assert server["image"] == "python:3.12-alpine"
+    assert server["image"] == client["image"] == "nicolaka/netshoot:v0.13"
     assert server["command"] == ["python3", "-c", SCRIPT.read_text(), "http", "8000"]
     assert server["ports"] == [{"name": "http", "containerPort": 8000}]
-    assert server["readinessProbe"] == {"tcpSocket": {"port": 8000}, "periodSeconds": 2}
-    assert client["image"] == "nicolaka/netshoot:v0.13"
+    assert server["startupProbe"]["exec"] == {"command": ["test", "-e", "/tmp/serving"]}
+    assert "readinessProbe" not in server, "packets of probes would be among those that lessons capture"
     assert client["command"][0] == "sh"
 
 
@@ -69,7 +69,7 @@ def test_ports_and_probes() -> None:
     found = rewritten({"name": "a", "image": "http-echo", "ports": ports, "readinessProbe": probe}, "DaemonSet")
     assert (found["command"][3:], found["readinessProbe"]) == (["http", "80", "81"], probe)
     found = rewritten({"name": "a", "image": "udp-echo", "ports": ports})
-    assert (found["command"][3:], "readinessProbe" in found) == (["udp", "53"], False)
+    assert (found["command"][3:], "startupProbe" in found) == (["udp", "53"], True)
     found = rewritten({"name": "a", "image": "tcp-echo", "args": ["--port", "9000"]})
     assert (found["command"][3:], "args" in found) == (["tcp", "9000"], False)
     assert rewritten({"name": "a", "image": "tcp-echo"})["command"][3:] == ["tcp", "7"]
@@ -82,6 +82,7 @@ def test_who_the_pod_is() -> None:
         ("POD_NAME", "metadata.name"),
         ("POD_NAMESPACE", "metadata.namespace"),
         ("NODE_NAME", "spec.nodeName"),
+        ("SERVING", None),
     ]
 
 
@@ -125,6 +126,17 @@ def test_tcp(patience: float) -> None:
         client.sendall(b"hello")
         client.shutdown(socket.SHUT_WR)
         assert b"".join(iter(lambda: client.recv(100), b"")) == b"web-1\nhello"
+
+
+def test_it_tells_when_it_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: float) -> None:
+    """By the file that the startup probe asks for."""
+    serving = tmp_path / "serving"
+    monkeypatch.setenv("SERVING", str(serving))
+    deadline = time.monotonic() + 5 * patience
+    with served("tcp"):
+        while not serving.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert serving.exists()
 
 
 def test_udp(patience: float) -> None:

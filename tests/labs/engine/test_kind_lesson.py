@@ -22,7 +22,7 @@ from labs.engine.kind.world import KindCluster
 from labs.engine.outcome import Result
 from labs.engine.progress import Home
 from labs.engine.session import Walk
-from labs.engine.world import Blocked
+from labs.engine.world import Blocked, Ran
 from tests.labs.engine.kindlike import KindLike
 from tests.labs.lab import Lab, lab
 from tracer.errors import MissingError, UsageError
@@ -167,8 +167,10 @@ def test_names_and_addresses(walk: Walk, like: KindLike, monkeypatch: pytest.Mon
     cluster = KindCluster(like.name, walk.home)
     assert names.words(cluster) == {}
     nodes = json.loads(like.kubectl("get", "nodes", "-o", "json"))["items"]
+    assert [node["spec"]["podCIDR"] for node in nodes] == ["10.244.0.0/24", "10.244.1.0/24"]
+    nodes[1]["spec"]["podCIDR"] = "10.244.2.0/24"  # another worker was quicker
     for node, name, address in zip(
-        nodes, ("k8snet-control-plane", "k8snet-worker"), ("1.2.3.4", "5.6.7.8"), strict=True
+        nodes, ("k8snet-control-plane", "k8snet-worker"), ("1.2.3.4", "5.6.7.9"), strict=True
     ):
         node["metadata"]["name"] = name
         node["status"]["addresses"] = [
@@ -176,12 +178,16 @@ def test_names_and_addresses(walk: Walk, like: KindLike, monkeypatch: pytest.Mon
             {"type": "InternalIP", "address": address},
         ]
     monkeypatch.setattr(names, "get", lambda *_: nodes[::-1])
+    monkeypatch.setattr(names, "docker", lambda *_: Ran(0, "5.6.7.1 5.6.7.8/24 \n", ""))
     monkeypatch.setattr(names.outside, "address", lambda _: "9.9.9.9")
     assert names.words(cluster) == {
         "node1": "k8snet-control-plane",
         "172.18.0.2": "1.2.3.4",
         "node2": "k8snet-worker",
-        "172.18.0.3": "5.6.7.8",
+        "172.18.0.3": "5.6.7.9",
+        "10.244.1": "10.244.2",
+        "172.18.0.1": "5.6.7.1",
+        "172.18.0.0/16": "5.6.7.0/24",
         "198.51.100.2": "9.9.9.9",
     }
     assert names.node(cluster, 2) == "k8snet-worker"
@@ -215,6 +221,18 @@ def test_solutions_pass(walk: Walk, like: KindLike, lesson: str) -> None:
     walk.start(walk.course.find(lesson), on="kind")
     report = walk.solve(one=False)
     assert report.now is None, report.walked[-1]
+
+
+def test_what_learners_made_on_nodes_goes_with_the_lesson(walk: Walk, like: KindLike) -> None:
+    lesson = walk.course.find("network-model")
+    add = ["ip", "link", "add", "overlay0", "type", "vxlan", "id", "42", "dstport", "4789", "dev", "eth0"]
+    for begin in (lambda: walk.start(lesson, on="kind"), walk.stop):
+        for node in ("node1", "node2"):
+            lab("exec", "--name", like.name, node, "--", *add)
+        begin()
+        for node in ("node1", "node2"):
+            shown = lab("exec", "--name", like.name, node, "--", "ip", "link", "show", "overlay0", check=False)
+            assert shown.returncode == 1, shown.stdout
 
 
 def test_modes_of_kube_proxy(walk: Walk, like: KindLike) -> None:
