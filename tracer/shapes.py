@@ -6,11 +6,12 @@ says (`tracer.resolve`, `tracer.encode`), which entries are wanted (`tracer.filt
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Literal
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, cast
 
+from tracer.batch import Batch, Row
 from tracer.encode import Template
-from tracer.events import Connection, RawConnection
+from tracer.events import Connection
 from tracer.filters import Filter
 from tracer.resolve import Resolver
 
@@ -28,8 +29,19 @@ class Entry:
         self.drawn: Any = None
 
 
-Item = tuple[int, int, int, Entry]
-"""One wanted connection: time_ns, latency_ns (-1: not known), source port, entry. A plain tuple, for speed."""
+Item = Row[Entry]
+"""One wanted connection."""
+
+
+class _Entries(dict[bytes, "Entry | Literal[False]"]):
+    """Entries by packed shape; False for one that is not wanted. A new shape is asked for with `add`."""
+
+    def __init__(self, add: Callable[[bytes], Entry | Literal[False]]) -> None:
+        super().__init__()
+        self._add = add
+
+    def __missing__(self, shape: bytes) -> Entry | Literal[False]:
+        return self._add(shape)
 
 
 class Shapes:
@@ -40,20 +52,17 @@ class Shapes:
         self._wanted = wanted
         self._limit = limit
         self._generation = resolver.generation
-        self._entries: dict[bytes, Entry | Literal[False]] = {}
+        self._entries = _Entries(self._add)
 
-    def items(self, batch: Iterable[RawConnection | tuple[int, int, int, bytes]]) -> list[Item]:
+    def items(self, batch: Iterable[Row[bytes]]) -> Batch[Entry]:
         """The wanted connections of a batch, in its order."""
         if self._resolver.generation != self._generation:
             self._generation = self._resolver.generation
             self._entries.clear()
-        get, add = self._entries.get, self._add
-        # A comprehension, since this runs for every connection: False is an entry that is not wanted, None is none yet.
-        return [
-            (time_ns, latency_ns, sport, entry)
-            for time_ns, latency_ns, sport, shape in batch
-            if (entry := add(shape) if (known := get(shape)) is None else known)
-        ]
+        batch = Batch.of(batch)
+        entries = list(map(self._entries.__getitem__, batch.shapes))
+        found = Batch(batch.times, batch.latencies, batch.sports, cast(list[Entry], entries))
+        return found if all(entries) else found.chosen(entries)
 
     def _add(self, shape: bytes) -> Entry | Literal[False]:
         """Resolve a new shape. When full, all are dropped: that costs nothing per hit, and hot shapes are soon back."""

@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from tracer.encode import document_line, json_lines
+from tracer.encode import JsonLines, document_line
 from tracer.errors import OutputError
 from tracer.events import Connection
 from tracer.shapes import Item
@@ -113,11 +113,12 @@ class JsonSink:
 
     def __init__(self, *writers: Writer) -> None:
         self._writers = writers
+        self._lines = JsonLines()
 
     def items(self, items: Sequence[Item]) -> None:
         """See Sink."""
-        if items:
-            self._write(b"".join(json_lines(items)))
+        for block in self._lines.blocks(items):
+            self._write(block)
 
     def documents(self, documents: Sequence[tuple[Mapping[str, Any], Connection | None]]) -> None:
         """See Sink."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -10,11 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tracer.fakes import T0, FakeNames, example, raw, shape
-from tracer.encode import json_lines, timestamp
+from tracer.encode import BLOCK, JsonLines, timestamp
 from tracer.events import RawConnection
 from tracer.filters import Filter
 from tracer.resolve import Resolver, fill
-from tracer.shapes import Entry, Shapes
+from tracer.shapes import Entry, Item, Shapes
+
+
+def json_lines(items: Sequence[Item]) -> list[bytes]:
+    """The lines, one by one."""
+    return b"".join(JsonLines().blocks(items)).splitlines(keepends=True)
 
 
 def test_lines_equal_the_plain_encoding() -> None:
@@ -49,3 +55,20 @@ def test_times_may_jump_within_a_batch(offsets: list[int]) -> None:
     batch = [RawConnection(T0 + offset, 1, 1, shape()) for offset in offsets]
     lines = json_lines(Shapes(Resolver(None), Filter()).items(batch))
     assert [json.loads(line)["time"] for line in lines] == [timestamp(each.time_ns) for each in batch]
+
+
+@pytest.mark.parametrize("fraction", [0, 1, 99_999_999, 100_000_000, 999_999_999])
+def test_a_fraction_of_a_second_has_nine_digits(fraction: int) -> None:
+    time_ns = T0 - T0 % 1_000_000_000 + fraction
+    (line,) = json_lines(Shapes(Resolver(None), Filter()).items([RawConnection(time_ns, 1, 1, shape())]))
+    assert json.loads(line)["time"] == timestamp(time_ns)
+
+
+@pytest.mark.parametrize("count", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 7])
+def test_blocks_are_of_whole_lines(count: int) -> None:
+    batch = [RawConnection(T0 + n, 1000 * n, n, shape()) for n in range(count)]
+    blocks = list(JsonLines().blocks(Shapes(Resolver(None), Filter()).items(batch)))
+    documents = [[json.loads(line) for line in block.splitlines()] for block in blocks]
+    assert [len(each) for each in documents] == [BLOCK] * (count // BLOCK) + [count % BLOCK] * (count % BLOCK > 0)
+    told = [(each["source"]["port"], each["latency_us"]) for block in documents for each in block]
+    assert told == [(n, n) for n in range(count)]

@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator, ValidationError
 
 from tests.tracer.fakes import EXAMPLE, FakeNames, raw, shape, untranslated
 from tracer import recording
-from tracer.encode import json_lines
+from tracer.encode import JsonLines
 from tracer.events import IPPROTO_UDP, Connection, Flag, Outcome
 from tracer.filters import Filter
 from tracer.resolve import Resolver
@@ -50,7 +50,7 @@ def test_every_record_that_is_produced_validates(
 ) -> None:
     shapes = Shapes(Resolver(names), Filter())
     batch = [raw(0, packed(outcome=outcome)), raw(1, packed(outcome=outcome), latency_ns=-1)]
-    for line in json_lines(shapes.items(batch)):
+    for line in b"".join(JsonLines().blocks(shapes.items(batch))).splitlines():
         schema.validate(json.loads(line))
 
 

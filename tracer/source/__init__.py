@@ -21,7 +21,7 @@ class Source(Protocol):
         """The connections that ended since the last call, in order of their end.
 
         Waits at most `timeout` seconds for the first one; returns an empty sequence when there was none.
-        Items may be plain tuples laid out as RawConnection, for speed.
+        Items may be plain tuples laid out as RawConnection; a `tracer.batch.Batch` of them is quickest.
         """
         ...
 

@@ -136,7 +136,6 @@ class LiveSource:
         seed = threading.Thread(target=lambda: self._translations.seed(netns.every().items()), name="seed", daemon=True)
         seed.start()
         self._next_upkeep = time.monotonic() + UPKEEP_SECONDS
-        self._held: tuple[list[Item], bytes] = [], b""
         self._closed = False
 
     def __enter__(self) -> LiveSource:
@@ -146,10 +145,10 @@ class LiveSource:
         self.close()
 
     def read(self, timeout: float) -> Sequence[Item]:
-        """See Source.read: sweeps every SWEEP_SECONDS until there is something, or `timeout` seconds have passed."""
+        """See Source.read: looks every SWEEP_SECONDS until there is something, or `timeout` seconds have passed."""
         deadline = time.monotonic() + timeout
         while True:
-            batch, outcomes = self._sweep()
+            waiting, expired = self._ring.waiting(), list[Item]()
             now = time.monotonic()
             self._arrivals.tick(now)
             if now >= self._next_upkeep:
@@ -157,34 +156,37 @@ class LiveSource:
                 self._set_clock()
                 self._watch_syscalls()
                 expired = self._expire_datagrams()
-                batch, outcomes = batch + expired, outcomes + bytes([Outcome.SENT]) * len(expired)
-            if batch:
-                return self._settled(batch, outcomes)
+            if waiting or expired:
+                return [*self._settled(waiting), *map(self._completed, expired)] if expired else self._settled(waiting)
             if now >= deadline:
-                return batch
+                return ()
             time.sleep(min(SWEEP_SECONDS, max(0.0, deadline - now)))
 
-    def _sweep(self) -> tuple[list[Item], bytes]:
-        """What was kept back and what the ring buffer holds, in order of the outcomes, and these."""
-        held, held_outcomes = self._held
-        self._held = [], b""
-        swept, outcomes = self._ring.sweep()
-        return held + swept, held_outcomes + outcomes
+    def _settled(self, waiting: int) -> Sequence[Item]:
+        """The `waiting` records of the ring buffer, in order of the outcomes.
 
-    def _settled(self, batch: list[Item], outcomes: bytes) -> list[Item]:
-        """The batch, once RESET_SECONDS have passed since its last outcome: a reset may follow an established one."""
-        young = RESET_SECONDS - (time.time_ns() - batch[-1][0] - max(0, batch[-1][1])) / 1e9
+        They are swept once RESET_SECONDS have passed since the last outcome: a reset may follow an established one.
+        """
+        if not waiting:
+            return ()
+        self._await_resets(waiting)
+        batch: Sequence[Item] = self._ring.look(waiting)
+        known = self._ring.waiting()
+        outcomes = self._ring.outcomes(known)
+        if Outcome.RESET in outcomes:
+            # One that came meanwhile is met again by the next batch, which has nothing for it.
+            batch = resets_applied(batch, self._ring.look(known))
+        if any(outcome in outcomes for outcome in _SILENT):
+            batch = [self._completed(item) if item[3][OUTCOME_OFFSET] in _SILENT else item for item in batch]
+        self._ring.drop(waiting)
+        return batch
+
+    def _await_resets(self, waiting: int) -> None:
+        """Sleep until RESET_SECONDS have passed since the outcome of the last of the `waiting` records."""
+        ended_ns = self._ring.ended_ns(waiting)
+        young = RESET_SECONDS - (time.time_ns() - ended_ns) / 1e9
         if 0 < young <= RESET_SECONDS:
             time.sleep(young)
-        self._held = self._ring.sweep()
-        later, later_outcomes = self._held
-        if Outcome.RESET in outcomes or Outcome.RESET in later_outcomes:
-            batch = resets_applied(batch, batch + later)
-            kept = [pair for pair in zip(later, later_outcomes, strict=True) if pair[1] != Outcome.RESET]
-            self._held = [item for item, _ in kept], bytes(outcome for _, outcome in kept)
-        if not _SILENT.isdisjoint(outcomes):
-            batch = [self._completed(item) if item[3][OUTCOME_OFFSET] in _SILENT else item for item in batch]
-        return batch
 
     def _set_clock(self) -> None:
         """Tell the programs what time it is: the clock may be set, or drift, while a trace goes on."""

@@ -21,7 +21,7 @@ def resets_applied(batch: Iterable[Item], told: Iterable[Item]) -> list[Item]:
     """The batch without its resets, and with the outcome of those connections changed that one in `told` is about.
 
     `told`: all items in which a reset may be. A reset tells its time, source, netns and protocol. One that is about no
-    connection of the batch is dropped: it came late, or is about the accepting side.
+    connection of the batch is dropped: it came late, or is about the accepting side, or about one of an earlier batch.
     """
     resets = {_key(item): item for item in told if item[3][OUTCOME_OFFSET] == Outcome.RESET}
     result = []
@@ -30,7 +30,7 @@ def resets_applied(batch: Iterable[Item], told: Iterable[Item]) -> list[Item]:
         if shape.outcome == Outcome.RESET:
             continue
         reset = resets.get(_key(item)) if shape.outcome == Outcome.ESTABLISHED else None
-        result.append(item if reset is None else _reset(item, shape, reset))
+        result.append(_reset(item, shape, reset) if reset is not None and reset[0] >= item[0] else item)
     return result
 
 
