@@ -106,6 +106,7 @@ def _wanted(lab: str | None, chosen: dict[str, Any]) -> dict[str, Any]:
     if lab is None:
         return wanted
     from labs.engine.course import Course
+    from labs.engine.kind.create import kube_proxy
     from labs.engine.kind.prepare import why_not
 
     lesson = Course.read().find(lab)
@@ -113,4 +114,4 @@ def _wanted(lab: str | None, chosen: dict[str, Any]) -> dict[str, Any]:
     if problem is not None:
         raise UsageError(f"{lesson.id} can't run on kind: {problem}", hint=f"sudo k8snet-lab start {lesson.id}")
     needs = lesson.requires
-    return {"nodes": needs.nodes, "proxy": needs.proxy, "ip_family": needs.ip_family} | wanted
+    return {"nodes": needs.nodes, "proxy": kube_proxy(needs.proxy), "ip_family": needs.ip_family} | wanted

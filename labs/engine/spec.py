@@ -132,9 +132,7 @@ class Requires:
 
     @property
     def only_in_miniature(self) -> str | None:
-        """The first option here that no kind cluster has, as `k8snet-lab up` takes it; None: all can be had there."""
-        if self.proxy == "ebpf":
-            return "--proxy ebpf"
+        """The option here that no kind cluster has, as `k8snet-lab up` takes it; None: all can be had there."""
         return None if self.cni == "routed" else f"--cni {self.cni}"
 
 

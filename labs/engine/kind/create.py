@@ -42,6 +42,11 @@ def configuration(nodes: int = 2, proxy: str = "iptables", ip_family: str = "ipv
     return yaml.safe_dump(document, sort_keys=False)
 
 
+def kube_proxy(proxy: str) -> str:
+    """The mode of kube-proxy that a lesson's cluster has; where Services are served otherwise, there is none."""
+    return "none" if proxy == "ebpf" else proxy
+
+
 def command(name: str) -> list[str]:
     """What makes the cluster, given the configuration on standard input."""
     return ["kind", "create", "cluster", "--name", name, "--config", "-"]

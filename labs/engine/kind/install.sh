@@ -11,7 +11,7 @@ fi
 apt-get -q update
 apt-get -q install -y --no-install-recommends \
     python3 python3-venv python3-dev gcc libc6-dev python3-bpfcc \
-    iproute2 iptables nftables conntrack kmod curl tcpdump bind9-dnsutils
+    iproute2 iptables nftables conntrack bpftool kmod curl tcpdump bind9-dnsutils
 python3 -m venv --clear --system-site-packages $ROOT/venv
 $ROOT/venv/bin/pip install -q --disable-pip-version-check $ROOT/source
 # Docker mounts no tracefs into containers, and what is mounted here goes when the node stops: each start looks.

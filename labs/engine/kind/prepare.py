@@ -17,7 +17,7 @@ import yaml
 
 from labs.cluster import manifests
 from labs.engine import wording
-from labs.engine.kind import names, placement
+from labs.engine.kind import create, names, placement, servicelb
 from labs.engine.kind.world import KindCluster, is_missing
 from labs.engine.spec import Lesson
 from labs.engine.world import Blocked, Ran, get
@@ -42,16 +42,15 @@ def why_not(lesson: Lesson) -> str | None:
 def check(world: KindCluster, lesson: Lesson) -> None:
     """Raise UsageError or Blocked unless the cluster is as the lesson requires, and its nodes have the tool."""
     requires = lesson.requires
-    create = f"k8snet-lab kind create {lesson.id}{world.option}"
-    replace = f"kind delete cluster --name {world.name} && {create}"
+    replace = f"kind delete cluster --name {world.name} && k8snet-lab kind create {lesson.id}{world.option}"
     if (problem := why_not(lesson)) is not None:
         raise UsageError(f"{lesson.id} can't run on kind: {problem}", hint=f"sudo k8snet-lab start {lesson.id}")
     have = len(world.containers)
     if have < requires.nodes:
         raise UsageError(f"{lesson.id} needs {requires.nodes} nodes; {world.name} has {have}", hint=replace)
-    mode = proxy_mode(world)
-    if mode != requires.proxy:
-        raise UsageError(f"{lesson.id} needs kube-proxy's mode {requires.proxy}; here it is {mode}", hint=replace)
+    mode, wanted = proxy_mode(world), create.kube_proxy(requires.proxy)
+    if mode != wanted:
+        raise UsageError(f"{lesson.id} needs kube-proxy's mode {wanted}; here it is {mode}", hint=replace)
     if requires.ip_family == "dual" and len(_families(world)) < 2:
         raise UsageError(f"{lesson.id} needs IPv4 and IPv6; {world.name} has one of them", hint=replace)
     for node in world.nodes():
@@ -84,6 +83,9 @@ def prepare(world: KindCluster, lesson: Lesson, say: Say = lambda _: None) -> No
     clean(world, lesson)
     _delete(world, workload)
     _open_control_planes(world)
+    if lesson.requires.proxy == "ebpf":
+        say("service-lb: Services by eBPF")
+        servicelb.deploy(world)
     say("workload (images are pulled)")
     words = names.words(world)
     own = (wording.text(path.read_text(encoding="utf-8"), words) for path in lesson.manifests)

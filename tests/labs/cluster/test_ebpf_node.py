@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +31,16 @@ ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 NODES = ("node1", "node2")
 WEB = "http://10.96.20.1/"
 STRICT = "for name in all default; do echo 1 >/proc/sys/net/ipv4/conf/$name/rp_filter; done"
+# Whom a socket is connected to, as it is told itself, and as the kernel shows it to others.
+PEERS = """
+import socket
+tcp = socket.create_connection(("10.96.20.1", 80), timeout=5)
+print(tcp.getpeername()[0])
+for line in open("/proc/net/tcp"):
+    _, own, peer, state, *_ = line.split()
+    if state == "01" and int(own.split(":")[1], 16) == tcp.getsockname()[1]:
+        print(socket.inet_ntoa(bytes.fromhex(peer.split(":")[0])[::-1]))
+"""
 
 
 class Nodes:
@@ -37,7 +48,8 @@ class Nodes:
 
     def __init__(self, cluster: Lab, kubectl: Kubectl, patience: float) -> None:
         self.cluster, self.kubectl, self.patience = cluster, kubectl, patience
-        self.cgroups = {one["name"]: str(one["cgroup"]) for one in cluster.status()["nodes"]}
+        # with those of its pods
+        self.cgroups = {one["name"]: str(Path(one["cgroup"]).parent) for one in cluster.status()["nodes"]}
         self.running: dict[str, subprocess.Popen[str]] = {}
 
     def until(self, condition: Callable[[], bool]) -> None:
@@ -146,6 +158,12 @@ def test_services_are_served(served: Nodes) -> None:
     assert served.bpffs("node2") == ["k8snet"]
     assert [served.port_range(node) for node in NODES] == [["32768", "49151"]] * 2
     assert len(served.at_sockets("node1")) == 8
+
+
+def test_a_pods_sockets_are_translated_and_do_not_know_it(served: Nodes) -> None:
+    asked, real = served.cluster.exec("default/client", "python3", "-c", PEERS).stdout.split()
+    assert asked == "10.96.20.1"
+    assert real.startswith("10.244.")
 
 
 def test_endpoints_are_followed(served: Nodes) -> None:

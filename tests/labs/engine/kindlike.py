@@ -2,14 +2,16 @@
 
     NAME-control-plane ─▶ node1, NAME-worker ─▶ node2
 
-What is real: the API, kubectl, the nodes' kernel and its rules, the live trace. What is played: docker, kube-proxy's
-ConfigMap, and the public image, which this machine's own programs stand for. What belongs here: playing. What does not:
+What is real: the API, kubectl, the nodes' kernel and its rules, the live trace. What is played: docker, the ConfigMaps
+of kubeadm and kube-proxy, and the public image, which this machine's own programs stand for; and on a cluster that is
+to have no kube-proxy, RBAC's kinds, and what `kind install` puts into nodes. What belongs here: playing. What does not:
 assertions.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 import os
 import subprocess
 import sys
@@ -101,8 +103,49 @@ data:
 """
 
 
+KUBEADM = """
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: kubeadm-config, namespace: kube-system}
+data:
+  # as kubeadm keeps what kind has given it; the endpoint is a name there
+  ClusterConfiguration: |
+    apiVersion: kubeadm.k8s.io/v1beta4
+    controlPlaneEndpoint: 172.18.0.2:6443
+    kind: ClusterConfiguration
+    networking:
+      dnsDomain: cluster.local
+      podSubnet: 10.244.0.0/16
+      serviceSubnet: 10.96.0.0/16
+"""
+# /opt/k8snet/venv/bin/k8snet-lab of a node. Docker shows a kind node its own cgroup at /sys/fs/cgroup; this one has the
+# machine's there.
+COMMAND = """#!/bin/sh
+for word; do
+    shift
+    [ "$word" != /sys/fs/cgroup ] || word={cgroup}
+    set -- "$@" "$word"
+done
+exec env PYTHONPATH={repository} {python} -m labs.cli "$@"
+"""
+# What a kind node is like: /etc/sysctl.d of kind v0.29.0's image; and Docker mounts no bpffs.
+AS_KIND = """
+cd /proc/sys/net/ipv4/conf
+echo 1 >all/route_localnet; echo 1 >all/rp_filter; echo 1 >default/rp_filter; echo 0 >all/arp_ignore
+umount /sys/fs/bpf
+mkdir -p /opt/k8snet/venv/bin
+cat >/opt/k8snet/venv/bin/k8snet-lab
+chmod 755 /opt/k8snet/venv/bin/k8snet-lab
+"""
+REMOVE = ("service-lb", "remove")
+LAB = "/opt/k8snet/venv/bin/k8snet-lab"
+
+
 class KindLike:
-    """One such cluster, of a running Lab. `bin`: to be put before PATH. `kubeconfig`: kind's, so to say."""
+    """One such cluster, of a running Lab. `bin`: to be put before PATH. `kubeconfig`: kind's, so to say.
+
+    A Lab with `--proxy ebpf` becomes one that has nothing at all for Services.
+    """
 
     def __init__(self, cluster: Lab, directory: Path) -> None:
         self.name = cluster.name
@@ -115,7 +158,11 @@ class KindLike:
         self.kubeconfig.write_text(Path(own).read_text())
         now = self.kubectl("config", "current-context").strip()
         self.kubectl("config", "rename-context", now, f"kind-{self.name}")
-        self.proxy_mode("iptables")
+        self.kubectl("apply", "-f", "-", feed=KUBEADM)
+        if "ebpf" in cluster.options:
+            self._take_away_proxy(cluster)
+        else:
+            self.proxy_mode("iptables")
         docker = self.bin / "docker"
         self.outside = directory / "outside"
         values = {
@@ -138,6 +185,18 @@ class KindLike:
         """Have kube-proxy's ConfigMap say so."""
         self.kubectl("apply", "-f", "-", feed=CONFIG_MAP.replace("MODE", mode))
 
+    def _take_away_proxy(self, cluster: Lab) -> None:
+        nodes = json.loads(cluster.run("status", "-o", "json", check=False).stdout)["nodes"]
+        self.kubectl("apply", "-f", str(Path(__file__).with_name("rbac.yaml")))
+        self.kubectl("wait", "--for=condition=Established", "-f", str(Path(__file__).with_name("rbac.yaml")))
+        self.kubectl("-n", "kube-system", "delete", "daemonset", "service-lb", "--cascade=foreground")
+        self.kubectl("-n", "kube-system", "delete", "serviceaccount", "service-lb")
+        for node in nodes:
+            whole = Path(node["cgroup"]).parent  # with its pods
+            command = COMMAND.format(cgroup=whole, repository=REPOSITORY, python=sys.executable)
+            cluster.exec(node["name"], "env", f"PYTHONPATH={REPOSITORY}", sys.executable, "-m", "labs.cli", *REMOVE)
+            cluster.exec(node["name"], "sh", "-ec", AS_KIND, feed=command)
+
     def set(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Have everything find this docker, this kubeconfig, and images that the miniature cluster can run."""
         monkeypatch.setenv("PATH", f"{self.bin}:{os.environ['PATH']}")
@@ -145,6 +204,7 @@ class KindLike:
         played = copy.deepcopy(images.table())
         for entry in played.values():
             entry["image"] = "client"  # it runs the `command` of the manifest, which is what counts here
+        played["nicolaka/netshoot:v0.13"] = {"image": "client"}  # its sh and nsenter are this machine's
         monkeypatch.setattr(images, "table", lambda: played)
         translate = images.translate
         monkeypatch.setattr(images, "translate", lambda text: _with_libraries(translate(text)))

@@ -310,6 +310,10 @@ class TestCreate:
             "nodes": [{"role": "control-plane"}, {"role": "worker"}, {"role": "worker"}],
         }
 
+    def test_a_lesson_without_kube_proxy(self) -> None:
+        done = lab("kind", "create", "ebpf", "--print")
+        assert yaml.safe_load(done.stdout)["networking"]["kubeProxyMode"] == "none"
+
     def test_too_many_nodes(self) -> None:
         with pytest.raises(UsageError, match="1 to 16 nodes"):
             create.configuration(17)
@@ -410,7 +414,7 @@ class TestInstall:
     [
         (Requires(), None),
         (Requires(proxy="nftables", ip_family="dual", nodes=3), None),
-        (Requires(proxy="ebpf"), "--proxy ebpf"),
+        (Requires(proxy="ebpf"), None),
         (Requires(cni="vxlan"), "--cni vxlan"),
         (Requires(iptables="legacy"), None),
         (Requires(on=("miniature",)), "only the cluster in miniature"),
