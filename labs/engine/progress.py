@@ -41,7 +41,8 @@ class StepProgress:
 @dataclass(slots=True)
 class Session:
     """The lesson that is open. `entered`: step id -> when, seconds since 1970. `done`: steps done in this cluster.
-    `words`: what stands in lessons -> what it is called on this cluster.
+    `words`: what stands in lessons -> what it is called on this cluster. `undos`: what takes the faults of its steps
+    back (`labs.engine.undo`), oldest first.
     """
 
     lesson: str
@@ -51,6 +52,7 @@ class Session:
     done: list[str] = field(default_factory=list)
     answers: dict[str, str] = field(default_factory=dict)
     words: dict[str, str] = field(default_factory=dict)
+    undos: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Home:

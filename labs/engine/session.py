@@ -30,6 +30,7 @@ from labs.engine.outcome import Outcome, Result, failed, passed
 from labs.engine.progress import Home, Progress, Session, read_session, write_session
 from labs.engine.spec import HINTS, Kind, Lesson, Step
 from labs.engine.stage import MiniatureStage, Stage
+from labs.engine.undo import Undo
 from labs.engine.world import BEGIN_ANEW, Blocked, Ran, World, ran
 from tracer.errors import K8snetError, MissingError, UsageError
 
@@ -191,7 +192,7 @@ class Walk:
         lesson: Lesson | None = None
         with suppress(K8snetError):  # one that another version knew
             lesson = self.lesson
-        self._stage(self._session.world, self._session.cluster).clear(lesson)
+        self._stage(self._session.world, self._session.cluster).clear(lesson, self._session.undos)
         self._session = None
         write_session(self.home, None)
         return True
@@ -237,7 +238,7 @@ class Walk:
             text = self.worded(lesson.directory / "manifests" / name)
             _must(self.world.apply(text), f"kubectl apply {name}")
         for fault in step.faults:
-            faults.inject(self.world, fault.name, fault.parameters)
+            faults.inject(self.world, fault.name, fault.parameters, self._keep)
         workspace = self.home.workspace(lesson.id)
         if step.files:
             self.home.make(workspace)
@@ -245,6 +246,11 @@ class Walk:
             text = self.worded(lesson.directory / "files" / name)
             (workspace / name).write_text(text, encoding="utf-8")
             self.home.own(workspace / name)
+
+    def _keep(self, one: Undo) -> None:
+        """Write down at once what takes a fault back: whatever comes, `stop` finds it."""
+        self._open.undos.append(one)
+        self._save()
 
     def _pass(self, step: Step, *, assisted: bool = False) -> None:
         if step.id in self._open.done:
@@ -275,6 +281,7 @@ class Walk:
 
     def check(self) -> Report:
         """Look at the step that is to be done, trying again for as long as it says; then on, as far as it goes."""
+        self._enter()  # again, where that failed
         report = Report(self.lesson)
         first = True
         while (step := self.step) is not None:
@@ -393,6 +400,7 @@ class Walk:
 
     def solve(self, *, one: bool) -> Report:
         """Do the step that is to be done, or all that are left, as the author would; they count as assisted."""
+        self._enter()  # again, where that failed
         report = Report(self.lesson)
         while (step := self.step) is not None:
             self.perform(step)

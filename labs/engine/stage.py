@@ -6,10 +6,11 @@ What belongs here: making, ending, and whose they are. What does not: looking at
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from labs.engine.spec import Lesson
+from labs.engine.undo import Undo
 from labs.engine.world import BEGIN_ANEW, Miniature, World
 from tracer.errors import K8snetError, UsageError
 
@@ -29,8 +30,11 @@ class Stage(Protocol):
     def make(self, lesson: Lesson, say: Say) -> None:
         """Have what the lesson starts from. Raises K8snetError, and leaves nothing then."""
 
-    def clear(self, lesson: Lesson | None) -> None:
-        """Take away what `make` made, and what the lesson's steps did. None: a lesson that is not known any more."""
+    def clear(self, lesson: Lesson | None, undos: Sequence[Undo] = ()) -> None:
+        """Take away what `make` made, and what the lesson's steps did: `undos` take their faults back.
+
+        None: a lesson that is not known any more.
+        """
 
     def owner(self) -> tuple[int, str | None]:
         """The process that the cluster ends with, and the cgroup of all its processes, where it has one."""
@@ -72,7 +76,7 @@ class MiniatureStage:
                 hint=f"sudo k8snet-lab down --name {self._cluster}, or another --name for the lesson's",
             )
 
-    def clear(self, lesson: Lesson | None) -> None:
+    def clear(self, lesson: Lesson | None, undos: Sequence[Undo] = ()) -> None:
         from labs.cluster import control
 
         control.down(self._cluster)

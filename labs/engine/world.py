@@ -54,8 +54,8 @@ class World(Protocol):
     def kubeconfig(self) -> Path:
         """Raises Blocked when the cluster is not there."""
 
-    def kubectl(self, *arguments: str, feed: str | None = None) -> Ran:
-        """Run kubectl on this cluster."""
+    def kubectl(self, *arguments: str, feed: str | None = None, seconds: float = RUN_SECONDS) -> Ran:
+        """Run kubectl on this cluster; exit code 124 when it takes longer."""
 
     def apply(self, text: str) -> Ran:
         """Apply a lesson's manifest, of one or more documents."""
@@ -100,9 +100,9 @@ class Miniature:
         except control.NotUp as error:
             raise Blocked(error.message, hint=BEGIN_ANEW) from error
 
-    def kubectl(self, *arguments: str, feed: str | None = None) -> Ran:
+    def kubectl(self, *arguments: str, feed: str | None = None, seconds: float = RUN_SECONDS) -> Ran:
         env = {**os.environ, "KUBECONFIG": str(self.kubeconfig)}
-        return ran(["kubectl", *arguments], feed=feed, env=env)
+        return ran(["kubectl", *arguments], feed=feed, env=env, seconds=seconds)
 
     def apply(self, text: str) -> Ran:
         return self.kubectl("apply", "-f", "-", feed=text)

@@ -114,13 +114,19 @@ def clean(world: KindCluster, lesson: Lesson) -> None:
 
 
 def wait(world: KindCluster) -> None:
-    """Wait for the workload to be ready. Raises K8snetError with kubectl's words."""
+    """Wait for the workload to be ready, and for what serves it. Raises K8snetError with kubectl's words."""
     timeout = f"--timeout={PULL_SECONDS:.0f}s"
     seconds = PULL_SECONDS + 10
     rollout = world.kubectl("-n", "fastapi", "rollout", "status", "deployment/lets-ship-it", timeout, seconds=seconds)
     _must(rollout, "fastapi/lets-ship-it")
     ready = world.kubectl("-n", "default", "wait", "--for=condition=Ready", "pod/client", timeout, seconds=seconds)
     _must(ready, "default/client")
+    for kind, name in (("deployment", "coredns"), ("daemonset", "kube-proxy")):  # as left when a fault was taken back
+        if get(world, kind, name, "kube-system") is not None:
+            rollout = world.kubectl(
+                "-n", "kube-system", "rollout", "status", f"{kind}/{name}", timeout, seconds=seconds
+            )
+            _must(rollout, f"kube-system/{name}")
 
 
 def _delete(world: KindCluster, text: str) -> None:

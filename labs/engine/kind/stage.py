@@ -6,13 +6,15 @@ outside (`outside`), reaching the cluster (`world`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+from labs.engine import undo
 from labs.engine.kind import names, outside, prepare
 from labs.engine.kind.world import KindCluster
 from labs.engine.progress import Home
 from labs.engine.spec import Lesson
+from labs.engine.undo import Undo
 from labs.engine.world import World
 from tracer.errors import K8snetError, MissingError
 
@@ -47,7 +49,8 @@ class KindStage:
             self.clear(lesson)
             raise
 
-    def clear(self, lesson: Lesson | None) -> None:
+    def clear(self, lesson: Lesson | None, undos: Sequence[Undo] = ()) -> None:
+        undo.run(self._cluster, undos)
         outside.stop(self._cluster)
         if lesson is not None:
             with suppress(K8snetError):  # the cluster may be gone

@@ -28,7 +28,7 @@ class FakeWorld:
     applied: list[str] = field(default_factory=list)
     kubeconfig: Path = Path("/nowhere")
 
-    def kubectl(self, *arguments: str, feed: str | None = None) -> Ran:
+    def kubectl(self, *arguments: str, feed: str | None = None, seconds: float = RUN_SECONDS) -> Ran:
         """See World."""
         self.asked.append(" ".join(arguments))
         if arguments[0] != "get":

@@ -20,9 +20,9 @@ from tracer.errors import K8snetError
 def test_a_cable_is_found_by_its_index_also_when_it_is_down_already() -> None:
     commands = {
         "default/far: ip -j link show dev eth0": prints([{"ifindex": 2, "ifname": "eth0", "link_index": 7}]),
+        "node2: ip -j link show dev veth1234": prints([{"ifname": "veth1234", "flags": [], "mtu": 1500}]),
         "node2: ip -j link show": prints([{"ifindex": 2, "ifname": "eth0"}, {"ifindex": 7, "ifname": "veth1234"}]),
-        "node2: ip link set": Ran(0, "", ""),
-        "node2: ip route flush": Ran(0, "", ""),
+        "node2: ip": Ran(0, "", ""),
     }
     world = FakeWorld({"pod default/far": FAR}, commands)
     for _ in range(2):

@@ -9,20 +9,22 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from labs.engine import recorder
+from labs.engine import faults, recorder, undo
 from labs.engine.course import Course
 from labs.engine.kind import names, prepare
 from labs.engine.kind.world import KindCluster
 from labs.engine.outcome import Result
 from labs.engine.progress import Home
 from labs.engine.session import Walk
-from labs.engine.world import Blocked, Ran
+from labs.engine.undo import Undo
+from labs.engine.world import Blocked, Ran, get
 from tests.labs.engine.kindlike import KindLike
 from tests.labs.lab import Lab, lab
 from tracer.errors import MissingError, UsageError
@@ -217,12 +219,89 @@ def test_there_are_lessons_for_kind() -> None:
     assert len(KIND_LESSONS) > 2
 
 
+FAULTY = [lesson for lesson in KIND_LESSONS if any(step.faults for step in Course.read().find(lesson).steps)]
+
+
+def state(like: KindLike, walk: Walk) -> dict[str, Any]:
+    """What stays on a cluster of kind when a lesson ends, as far as faults can break it."""
+    world = KindCluster(like.name, walk.home)
+    found: dict[str, Any] = {
+        f"{kind} {one['metadata']['name']}": one["spec"]
+        for kind in ("services", "daemonsets", "deployments")
+        for one in get(world, kind, namespace="kube-system")
+    }
+    for node in world.nodes():
+        for table in ("filter", "nat", "mangle", "raw"):
+            rules = world.run(node, "iptables", "-w", "-t", table, "-S").out.splitlines()
+            found[f"{table} of {node}"] = [one for one in rules if not one.startswith(("-A KUBE-", "-N KUBE-"))]
+        routes = world.run(node, "ip", "route").out.splitlines()
+        found[f"routes of {node}"] = [one for one in routes if "/" in one or one.startswith("default")]
+        links = [one for one in world.run(node, "ip", "-j", "link").json() if one]
+        found[f"links of {node} that are down"] = sum("UP" not in one["flags"] for one in links)
+        flows = world.run(node, "conntrack", "-L", "-p", "udp").out
+        found[f"flows of {node}"] = [word for word in ("src=10.244.1.250", "port=5060") if word in flows]
+    return found
+
+
+def becomes(like: KindLike, walk: Walk, wanted: dict[str, Any], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while (now := state(like, walk)) != wanted and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert now == wanted
+
+
 @pytest.mark.parametrize("lesson", KIND_LESSONS)
 def test_solutions_pass(walk: Walk, like: KindLike, lesson: str) -> None:
     """As far as this cluster is like one of kind: what differs is its nodes' names, its CNI, and its images."""
+    walk.stop()
+    before = state(like, walk)
     walk.start(walk.course.find(lesson), on="kind")
     report = walk.solve(one=False)
     assert report.now is None, report.walked[-1]
+    walk.stop()
+    if lesson in FAULTY:
+        becomes(like, walk, before)
+
+
+@pytest.mark.parametrize("lesson", FAULTY)
+def test_faults_are_taken_back(walk: Walk, like: KindLike, lesson: str) -> None:
+    """Whoever gives up finds the cluster as it was; here every step is entered, and nothing is mended."""
+    walk.stop()
+    before = state(like, walk)
+    walk.start(walk.course.find(lesson), on="kind")
+    for step in walk.lesson.steps:
+        walk.advance(step)
+    assert state(like, walk) != before
+    assert Walk(walk.course, walk.home, like.name).stop(), "another command closes it"
+    walk.reload()
+    becomes(like, walk, before)
+
+
+@pytest.mark.parametrize(
+    ("fault", "parameters", "look"),
+    [
+        ("cable", {"pod": "default/client"}, "ip -br link; ip route"),
+        ("link", {"target": "node1", "link": "dev eth0 down"}, "ip -br link; ip route"),
+        ("route", {"node": "node1", "route": "replace blackhole 10.244.1.0/24"}, "ip route"),
+        ("route", {"node": "node1", "route": "replace unreachable 192.0.2.0/24"}, "ip route"),
+        ("route", {"node": "node1", "route": "replace blackhole default"}, "ip route"),
+        ("rule", {"node": "default/client", "table": "nat", "rule": "POSTROUTING -j ACCEPT"}, "iptables -t nat -S"),
+    ],
+)
+def test_a_node_is_as_it_was(walk: Walk, like: KindLike, fault: str, parameters: dict[str, Any], look: str) -> None:
+    """Also when a fault is injected twice, and taken back twice."""
+    world = KindCluster(like.name, walk.home)
+
+    def seen() -> list[str]:
+        return sorted(world.run("node1", "sh", "-c", look).out.splitlines())
+
+    before, undos = seen(), list[Undo]()
+    for _ in range(2):
+        faults.inject(world, fault, parameters, undos.append)
+        assert seen() != before
+    for _ in range(2):
+        undo.run(world, undos)
+        assert seen() == before
 
 
 def test_what_learners_made_on_nodes_goes_with_the_lesson(walk: Walk, like: KindLike) -> None:

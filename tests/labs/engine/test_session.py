@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from labs.engine.progress import Home, Session
 from labs.engine.session import NoLesson, Walk
 from labs.engine.spec import Kind, Lesson
 from labs.engine.stage import Stage
+from labs.engine.undo import Undo
 from labs.engine.world import World
 from tests.labs.engine import lessons
 from tests.labs.engine.fake import FakeWorld
@@ -24,12 +26,15 @@ from tracer.errors import K8snetError, UsageError
 
 
 class PaperStage:
-    """A stage of paper. `called`: what stands in lessons -> what it is called there; `cleared`: lessons that ended."""
+    """A stage of paper. `called`: what stands in lessons -> what it is called there; `cleared`: lessons that ended;
+    `undos`: what was to be taken back then.
+    """
 
     def __init__(self) -> None:
         self.fake = FakeWorld()
         self.called: dict[str, str] = {}
         self.cleared: list[str] = []
+        self.undos: list[Undo] = []
 
     @property
     def world(self) -> World:
@@ -41,8 +46,9 @@ class PaperStage:
     def make(self, lesson: Lesson, say: Any) -> None:
         self.fake = FakeWorld({"service default/web": copy.deepcopy(WEB)})
 
-    def clear(self, lesson: Lesson | None) -> None:
+    def clear(self, lesson: Lesson | None, undos: Sequence[Undo] = ()) -> None:
         self.cleared.append("?" if lesson is None else lesson.id)
+        self.undos = list(undos)
 
     def owner(self) -> tuple[int, str | None]:
         return os.getpid(), None
@@ -247,7 +253,8 @@ type = "LoadBalancer"
 """
 
 
-def test_a_step_is_prepared_when_it_is_entered(tmp_path: Path) -> None:
+def faulty(tmp_path: Path) -> Paper:
+    """A walk that has come to the step before the one that breaks something."""
     readme = lessons.README.replace("## Debrief", "## Mend it\n\nMend it.\n\n## Debrief")
     directory = lessons.write(tmp_path / "course" / "01-web", lab=lessons.LAB + FAULTY, readme=readme)
     for name in ("manifests/broken.yaml", "files/web.yaml"):
@@ -258,9 +265,15 @@ def test_a_step_is_prepared_when_it_is_entered(tmp_path: Path) -> None:
     lesson = walk.course.find("web")
     assert lesson.manifests == []
     walk.start(lesson)
-    walk.fake.commands["node1: iptables"] = session.Ran(0, "", "")
     for _ in range(2):
         walk.solve(one=True)
+    return walk
+
+
+def test_a_step_is_prepared_when_it_is_entered(tmp_path: Path) -> None:
+    walk = faulty(tmp_path)
+    directory = walk.lesson.directory
+    walk.fake.commands["node1: iptables"] = session.Ran(0, "", "")
     assert not (tmp_path / "files").exists()
     assert not any("apply" in text for text in walk.fake.asked)
     walk.solve(one=True)
@@ -268,6 +281,27 @@ def test_a_step_is_prepared_when_it_is_entered(tmp_path: Path) -> None:
     assert (tmp_path / "files" / "web" / "web.yaml").read_text() == "kind: Service\n"
     assert (directory / "manifests" / "broken.yaml").read_text() in walk.fake.applied
     assert any("iptables" in text and "FORWARD" in text for text in walk.fake.asked)
+
+
+def test_what_takes_a_fault_back_is_kept_before_it_breaks_something(tmp_path: Path) -> None:
+    """Also when it breaks only half of it: the step is entered again by the next check."""
+    walk = faulty(tmp_path)
+    walk.fake.commands["node1: iptables -w -t filter -C"] = session.Ran(1, "", "")
+    walk.fake.commands["node1: iptables"] = session.Ran(4, "", "no table filter")
+    with pytest.raises(K8snetError, match="no table filter"):
+        walk.solve(one=True)
+    kept = session.read_session(walk.home)
+    assert kept is not None
+    assert [one["command"][4] for one in kept.undos] == ["-D"]
+    walk.fake.commands["node1: iptables"] = session.Ran(0, "", "")
+    report = walk.check()
+    assert (now(walk), report.result) == ("mend", Result.FAIL)
+    assert (tmp_path / "files" / "web" / "web.yaml").exists()
+    again = Paper(walk.course, walk.home, "test")  # as another command finds it
+    again.paper = walk.paper
+    assert again.stop()
+    delete = ["iptables", "-w", "-t", "filter", "-D", "FORWARD", "-p", "tcp", "-j", "DROP"]
+    assert walk.paper.undos == [{"target": "node1", "command": delete}] * 2
 
 
 def test_a_solution_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
