@@ -11,6 +11,7 @@ back (`undo`).
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -103,10 +104,11 @@ def udp_flow(
     source, service, backend = (with_addresses(world, text) for text in (source, service, backend))
     entry = ["-p", "udp", "--orig-src", source, "--sport", str(sport), "--orig-dst", service, "--dport", str(port)]
     translation = ["--dst-nat", backend] if backend != service else []
-    yield undo.command(node, "conntrack", "-D", *entry)
+    delete = ["conntrack", "-D", *entry]
+    insert = ["conntrack", "-I", *entry, *translation, "--timeout", str(seconds)]
+    yield undo.command(node, *delete)
     for _ in range(FLOW_TRIES):
-        world.run(node, "conntrack", "-D", *entry)
-        ran = world.run(node, "conntrack", "-I", *entry, *translation, "--timeout", str(seconds))
+        ran = world.run(node, "sh", "-c", f"{shlex.join(delete)}; {shlex.join(insert)}")  # at once
         if ran.code == 0:
             return  # else the source has sent a packet in between, which made an entry of its own
     _must(ran, f"conntrack on {node}")
