@@ -42,6 +42,21 @@ def _dns_works(context: Context) -> Outcome:
     return passed("DNS works")
 
 
+def _kube_proxy_everywhere(context: Context) -> Outcome:
+    """The DaemonSet kube-proxy has a ready pod on each node."""
+    nodes = len(get(context.world, "nodes"))
+    found = get(context.world, "daemonset", "kube-proxy", "kube-system")
+    ready = 0 if found is None else found["status"].get("numberReady", 0)
+    if ready != nodes:
+        return failed(
+            "kube-proxy-everywhere",
+            expected=f"kube-proxy ready on all {nodes} nodes",
+            seen=f"it is ready on {ready}",
+            look="kubectl -n kube-system get daemonset kube-proxy",
+        )
+    return passed(f"kube-proxy is ready on all {nodes} nodes")
+
+
 def _rules_follow(context: Context) -> Outcome:
     """On each node, every ClusterIP with ready endpoints leads to just these."""
     ready: dict[tuple[str, str, bool], set[str]] = {}
@@ -107,6 +122,7 @@ def _rules_in_place(context: Context) -> Outcome:
 
 INVARIANTS: Mapping[str, Callable[[Context], Outcome]] = {
     "dns-works": _dns_works,
+    "kube-proxy-everywhere": _kube_proxy_everywhere,
     "nodes-ready": _nodes_ready,
     "rules-follow": _rules_follow,
     "rules-in-place": _rules_in_place,

@@ -15,8 +15,8 @@ step_sometimes() {
 
 step_one_node() {
     kubectl -n kube-system patch daemonset kube-proxy --type=json \
-        -p '[{"op": "remove", "path": "/spec/template/spec/nodeSelector"}]'
-    kubectl -n kube-system rollout status daemonset/kube-proxy --timeout=30s
+        -p '[{"op": "remove", "path": "/spec/template/spec/nodeSelector/kubernetes.io~1hostname"}]'
+    kubectl -n kube-system rollout status daemonset/kube-proxy --timeout=60s
 }
 
 step_one_client() {

@@ -707,6 +707,14 @@ def test_invariants() -> None:
     lost = {"metadata": {"name": "node2"}, "status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}}
     assert result(FakeWorld({"nodes *": [ready]}), "invariant", name="nodes-ready") == "pass"
     assert result(FakeWorld({"nodes *": [ready, lost]}), "invariant", name="nodes-ready") == "nodes-ready"
+    proxy = {"status": {"numberReady": 2}}
+    for nodes, objects, found in (
+        ([ready, lost], {"daemonset kube-system/kube-proxy": proxy}, "pass"),
+        ([ready, ready, lost], {"daemonset kube-system/kube-proxy": proxy}, "kube-proxy-everywhere"),
+        ([ready], {}, "kube-proxy-everywhere"),
+    ):
+        world = FakeWorld({"nodes *": nodes, **objects})
+        assert result(world, "invariant", name="kube-proxy-everywhere") == found
     works = {"default/client: getent": Ran(0, "10.96.0.1 kubernetes\n", "")}
     assert result(FakeWorld(commands=works), "invariant", name="dns-works") == "pass"
     assert result(FakeWorld(), "invariant", name="dns-works") == "dns-works"
