@@ -16,6 +16,8 @@ from labs.cluster.resources import Object
 from labs.cluster.runtime.client import Started
 from labs.cluster.store import now
 
+DEADLINE = ("DeadlineExceeded", "Pod was active on the node longer than the specified deadline")
+
 
 @dataclass(slots=True)
 class RunningContainer:
@@ -77,6 +79,7 @@ class RunningPod:
     init: list[RunningContainer] = field(default_factory=list)
     containers: list[RunningContainer] = field(default_factory=list)
     start_time: str = ""
+    expired: bool = False  # its activeDeadlineSeconds are over
 
     def set_netns(self, netns: int) -> None:
         """Take over its network namespace."""
@@ -110,7 +113,7 @@ def pod_status(running: RunningPod, current: Object, node_addresses: Sequence[st
         why = {} if ready else {"reason": "ContainersNotReady", "message": _words("unready", unready)}
     return {
         **{key: current["status"][key] for key in ("qosClass",) if key in current["status"]},
-        **trouble,
+        **(dict(zip(("reason", "message"), DEADLINE, strict=True)) if running.expired else trouble),
         "phase": phase,
         "conditions": [
             _condition(current, "PodReadyToStartContainers", bool(running.addresses)),
@@ -134,6 +137,8 @@ def _has_begun(containers: Sequence[RunningContainer]) -> bool:
 
 
 def _phase(running: RunningPod) -> str:
+    if running.expired:
+        return "Failed"
     containers, never = running.containers, running.pod["spec"]["restartPolicy"] == "Never"
     first = [entry for entry in running.init if not entry.is_sidecar]
     if never and any("terminated" in entry.state and not entry.succeeded for entry in first):

@@ -78,8 +78,13 @@ class PodWork:
             kind = "initContainers" if any(one.name == container for one in self.running.init) else "containers"
             write(self.pod, reason, message, f"spec.{kind}{{{container}}}")
 
-    def warn(self, reason: str, message: str) -> None:
+    def tell_of_pod(self, reason: str, message: str) -> None:
         """An Event about all of it."""
+        if self._current() is not None:
+            self.means.events.normal(self.pod, reason, message)
+
+    def warn(self, reason: str, message: str) -> None:
+        """The same about something wrong."""
         if self._current() is not None:
             self.means.events.warning(self.pod, reason, message)
 

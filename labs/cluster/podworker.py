@@ -18,7 +18,7 @@ from pathlib import Path
 from labs.cluster import cgroups
 from labs.cluster.containerworker import ContainerWorker
 from labs.cluster.podspec import pod_cgroup
-from labs.cluster.podstatus import RunningContainer, RunningPod
+from labs.cluster.podstatus import DEADLINE, RunningContainer, RunningPod
 from labs.cluster.podvolumes import SetUpFailed
 from labs.cluster.podwork import Means, PodWork, to_the_end
 from labs.cluster.resources import Object
@@ -36,15 +36,25 @@ class PodWorker:
         self._means = means
         self._work = PodWork(means, running)
         self._workers: list[ContainerWorker] = []
+        self._began = 0.0
+        self._deadline = asyncio.timeout(None)
 
     async def run(self) -> None:
         """Have the pod run until this is cancelled; then end it."""
+        self._began = asyncio.get_running_loop().time()
         try:
             self._expect_containers()
             self._work.report()
-            await self._set_up_volumes()
-            await self._have_sandbox()
-            await self._run_containers()
+            try:
+                async with self._deadline:
+                    self._set_deadline()
+                    await self._set_up_volumes()
+                    await self._have_sandbox()
+                    await self._run_containers()
+            except TimeoutError:
+                if not self._deadline.expired():
+                    raise
+                self._fail_by_deadline()
             await asyncio.Event().wait()  # all containers have ended for good
         finally:
             await asyncio.shield(self._dismantle())
@@ -52,8 +62,20 @@ class PodWorker:
     def notice(self, pod: Object) -> None:
         """The pod has changed in the API."""
         self._work.running.pod = self._work.volumes.pod = pod
+        self._set_deadline()
         for worker in self._workers:
             worker.notice()
+
+    def _set_deadline(self) -> None:
+        """Have the pod end activeDeadlineSeconds after its start."""
+        seconds = self._work.pod["spec"].get("activeDeadlineSeconds")
+        with contextlib.suppress(RuntimeError):  # it has not begun yet, or is over
+            self._deadline.reschedule(None if seconds is None else self._began + seconds)
+
+    def _fail_by_deadline(self) -> None:
+        self._work.running.expired = True
+        self._work.tell_of_pod(*DEADLINE)
+        self._work.report()
 
     def end_soon(self, pod: Object) -> None:
         """The pod is to go: from now on its grace period runs."""

@@ -46,6 +46,9 @@ def pod_spec(spec: Object, field: str) -> Errors:
             spec["terminationGracePeriodSeconds"],
             "must be greater than or equal to 0",
         )
+    deadline = spec.get("activeDeadlineSeconds")
+    if deadline is not None and not 1 <= deadline < 1 << 31:
+        yield invalid(f"{field}.activeDeadlineSeconds", deadline, "must be between 1 and 2147483647, inclusive")
     for part in ("hostname", "subdomain"):
         if spec.get(part):
             yield from (invalid(f"{field}.{part}", spec[part], text) for text in names.dns1123_label(spec[part]))

@@ -47,6 +47,9 @@ def workload(item: Object) -> Errors:
     yield from pod_spec(template["spec"], "spec.template.spec")
     if template["spec"].get("restartPolicy") != "Always":
         yield unsupported("spec.template.spec.restartPolicy", template["spec"].get("restartPolicy"), ("Always",))
+    if template["spec"].get("activeDeadlineSeconds") is not None:
+        kind = "ReplicaSet" if item["kind"] == "Deployment" else item["kind"]
+        yield forbidden("spec.template.spec.activeDeadlineSeconds", f"activeDeadlineSeconds in {kind} is not Supported")
     strategy = (spec.get("strategy") or {}).get("type")
     if item["kind"] == "Deployment" and strategy not in ("Recreate", "RollingUpdate"):
         yield unsupported("spec.strategy.type", strategy, ("Recreate", "RollingUpdate"))

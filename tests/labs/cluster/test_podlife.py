@@ -189,6 +189,15 @@ class TestEnds:
         assert reasons["Initialized"] == ("True", "PodCompleted")
         assert state(kubectl, name)["lastState"] == {}
 
+    def test_a_pod_that_is_active_for_too_long_fails(self, kubectl: Kubectl, name: str, patience: float) -> None:
+        kubectl("apply", "-f", "-", feed=pod(name, activeDeadlineSeconds=2))
+        path = "jsonpath={.status.phase} {.status.reason} {.status.containerStatuses[0].ready}"
+        until(lambda: kubectl("get", "pod", name, "-o", path) == "Failed DeadlineExceeded false", patience)
+        told = kubectl("describe", "pod", name)
+        assert "Pod was active on the node longer than the specified deadline" in told
+        assert "Normal  DeadlineExceeded" in " ".join(told.split()).replace("Normal ", "Normal  ")
+        kubectl("delete", "pod", name, "--timeout=30s")
+
     def test_what_a_container_leaves_in_words(self, kubectl: Kubectl, name: str, patience: float) -> None:
         """The file that is mounted for it; or, if the pod wants that, the end of its log when it failed."""
         asked, policy = f"{name}-a", {"terminationMessagePolicy": "FallbackToLogsOnError"}
