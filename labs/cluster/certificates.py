@@ -19,7 +19,7 @@ import os
 import secrets
 import ssl
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cryptography import x509
@@ -127,22 +127,29 @@ class TokenIssuer:
         self._secret = secrets.token_bytes(32)
 
     def issue(
-        self, namespace: str, account: str, pod: str, pod_uid: str, *, audience: str = "", seconds: int = EXTENDED
+        self,
+        namespace: str,
+        account: str,
+        pod: str = "",
+        pod_uid: str = "",
+        *,
+        audiences: Sequence[str] = (ISSUER,),
+        seconds: int = EXTENDED,
     ) -> str:
-        """A JWT (RFC 7519) for a pod's service account, valid for so many seconds. `audience`: "" for the API itself.
+        """A JWT (RFC 7519) for a service account, valid for so many seconds. `pod`: to which it is bound, if any.
 
         The lifetime that every pod's own token asks for is extended, as the real API server does.
         """
         now = int(time.time())
         lifetime = int(VALIDITY.total_seconds()) if seconds == EXTENDED else seconds
         claims = {
-            "aud": [audience or ISSUER],
+            "aud": list(audiences),
             "exp": now + lifetime,
             "iat": now,
             "iss": ISSUER,
             "kubernetes.io": {
                 "namespace": namespace,
-                "pod": {"name": pod, "uid": pod_uid},
+                **({"pod": {"name": pod, "uid": pod_uid}} if pod else {}),
                 "serviceaccount": {"name": account},
             },
             "nbf": now,

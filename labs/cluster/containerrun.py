@@ -144,7 +144,7 @@ class ContainerRun:
         io.begin()
         self._spec = spec
         container.id, container.started, container.cgroup, container.env = spec.id, begun[0], spec.cgroup, spec.env
-        container.image, container.directory = self._entry["image"], spec.directory
+        container.image, container.directory, container.user = self._entry["image"], spec.directory, spec.user
         container.said.clear()
         self._tell("Pulled", f'Container image "{container.image}" already present on machine')
         self._tell("Created", f"Created container {container.name}")
@@ -230,7 +230,13 @@ class ContainerRun:
         def execute(command: Sequence[str], seconds: float | None) -> Awaitable[tuple[int, str]]:
             spec = self._spec
             further = CommandSpec(
-                os.urandom(32).hex(), spec.id, list(command), spec.env, spec.cgroup, directory=spec.directory
+                id=os.urandom(32).hex(),
+                container=spec.id,
+                command=list(command),
+                env=spec.env,
+                cgroup=spec.cgroup,
+                directory=spec.directory,
+                user=spec.user,
             )
             return execsync.execute(self._started, further, seconds)
 

@@ -66,6 +66,8 @@ def admit_pod(pod: Object) -> None:
 
 def pod_spec(spec: Object) -> None:
     """SetDefaults_PodSpec and those of everything inside."""
+    if account := spec.get("serviceAccountName") or spec.get("serviceAccount"):
+        spec["serviceAccountName"] = spec["serviceAccount"] = account  # one value under two names
     spec.setdefault("restartPolicy", "Always")
     spec.setdefault("terminationGracePeriodSeconds", 30)
     spec.setdefault("dnsPolicy", "ClusterFirst")

@@ -25,6 +25,12 @@ CONTROL_PLANE = {
     "kube-scheduler": f"registry.k8s.io/kube-scheduler:{GIT_VERSION}",
 }
 
+PRESSURES = (
+    ("MemoryPressure", "False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
+    ("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+    ("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+)
+
 
 def node(number: int, facts: NodeFacts) -> Object:
     """The Node of the cluster's node `number`, counted from 1, which is the control plane."""
@@ -49,7 +55,7 @@ def node(number: int, facts: NodeFacts) -> Object:
             ],
             "capacity": capacity,
             "allocatable": capacity,
-            "conditions": [node_condition(ready=True)],
+            "conditions": node_conditions(ready=True),
             "nodeInfo": {
                 "kubeletVersion": GIT_VERSION,
                 "kubeProxyVersion": GIT_VERSION,
@@ -75,16 +81,16 @@ def _capacity() -> Object:
     }
 
 
-def node_condition(*, ready: bool) -> Object:
-    """The condition Ready of a Node."""
-    return {
-        "type": "Ready",
-        "status": "True" if ready else "False",
-        "reason": "KubeletReady" if ready else "KubeletNotReady",
-        "message": "kubelet is posting ready status" if ready else "the node's first process has ended",
-        "lastHeartbeatTime": now(),
-        "lastTransitionTime": now(),
-    }
+def node_conditions(*, ready: bool) -> list[Object]:
+    """The conditions of a Node: nothing here is ever short, and it is ready or not."""
+    state = ("True", "KubeletReady", "kubelet is posting ready status")
+    if not ready:
+        state = ("False", "KubeletNotReady", "the node's first process has ended")
+    moment = {"lastHeartbeatTime": now(), "lastTransitionTime": now()}
+    return [
+        {"type": kind, "status": status, "reason": reason, "message": message, **moment}
+        for kind, status, reason, message in (*PRESSURES, ("Ready", *state))
+    ]
 
 
 def control_plane_pods(facts: NodeFacts) -> list[Object]:

@@ -90,6 +90,7 @@ def container_spec(
         if image.announces or command is not None  # nobody promised that a command listens on its ports
         else [port["containerPort"] for port in ports if port.get("protocol", "TCP") == "TCP"],
         tty=bool(container.get("tty")),
+        user=user_of(pod, container),
         facts={
             "pod": pod["metadata"]["name"],
             "namespace": pod["metadata"]["namespace"],
@@ -105,6 +106,14 @@ def container_spec(
             "api_server": node.api_server,
         },
     )
+
+
+def user_of(pod: Object, container: Object) -> list[int]:
+    """User, group and further groups of a container's commands, by its and its pod's securityContext; [] for root."""
+    whole, own = (item.get("securityContext") or {} for item in (pod["spec"], container))
+    user, group = (own.get(name, whole.get(name)) for name in ("runAsUser", "runAsGroup"))
+    further = [*(whole.get("supplementalGroups") or ()), *([whole["fsGroup"]] if "fsGroup" in whole else [])]
+    return [user or 0, group or 0, *further] if user or group or further else []
 
 
 def pod_hostname(pod: Object) -> str:
@@ -156,7 +165,8 @@ def environment(
 ) -> dict[str, str]:
     """A container's environment: the image's, then the API's. Raises MissingConfig."""
     fields = node_fields(node, addresses)
-    return {"PATH": PATH, "HOME": "/root", "HOSTNAME": hostname, **podenv.make(pod, container, sources, fields)}
+    home = "/" if any(user_of(pod, container)[:1]) else "/root"
+    return {"PATH": PATH, "HOME": home, "HOSTNAME": hostname, **podenv.make(pod, container, sources, fields)}
 
 
 def node_fields(node: NodeFacts, addresses: tuple[str, ...]) -> dict[str, str]:

@@ -31,6 +31,7 @@ class RunningContainer:
     cgroup: str | None = None
     env: dict[str, str] = field(default_factory=dict)
     directory: str = "/"
+    user: list[int] = field(default_factory=list)
     is_init: bool = False
     ready: bool = False
     is_sidecar: bool = False

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from labs.cluster.certificates import TokenIssuer
+from labs.cluster.certificates import ISSUER, TokenIssuer
 from labs.cluster.events import Recorder
 from labs.cluster.network import NetlinkThread, NodeNetwork
 from labs.cluster.podenv import Sources
@@ -119,7 +119,7 @@ class PodWork:
         if until < time.monotonic():
             metadata, account = self.pod["metadata"], self.pod["spec"]["serviceAccountName"]
             who = (metadata["namespace"], account, metadata["name"], metadata["uid"])
-            token = self.means.tokens.issue(*who, audience=audience, seconds=seconds)
+            token = self.means.tokens.issue(*who, audiences=(audience or ISSUER,), seconds=seconds)
             self._tokens[audience, seconds] = (token, time.monotonic() + 0.8 * seconds)
         return token
 

@@ -19,7 +19,8 @@ def make_file(pod: Object, container: str, identifier: str) -> Path:
     """An empty file for the message of one run of a container, to be mounted there."""
     path = Path(ROOT, pod["metadata"]["uid"], "containers", container, identifier[:8])
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch(mode=0o666)
+    path.touch()
+    path.chmod(0o666)  # whoever the container's user is
     return path
 
 

@@ -259,9 +259,8 @@ class World:
     def _report_node(self, node: Node, *, ready: bool) -> None:
         """Write whether a node is ready into its object."""
         item = self.store.get(NODES, "", node.facts.name)
-        self.store.update(
-            NODES, {**item, "status": {**item["status"], "conditions": [firstobjects.node_condition(ready=ready)]}}
-        )
+        conditions = firstobjects.node_conditions(ready=ready)
+        self.store.update(NODES, {**item, "status": {**item["status"], "conditions": conditions}})
 
     def _host_lines(self) -> str:
         plan = self.options.plan
@@ -300,7 +299,7 @@ class World:
         context = server_context(self._authority, self._authority.server("kube-apiserver", [*names, *addresses]))
         with linux.network_namespace(self.nodes[0].netns):
             inside = socket.create_server(("::", API_PORT), family=socket.AF_INET6, dualstack_ipv6=True)
-        server = ApiServer(self.store, self._tokens, context, self.options.plan, self._locate)
+        server = ApiServer(self.store, self._tokens, context, self.options.plan, self._locate, self.nodes[0].netns)
         await server.start([host_socket, inside])
 
     def _locate(self, pod: Object, name: str) -> Place | None:
@@ -309,7 +308,7 @@ class World:
             running = node.kubelet.pods.get(key_of(pod))
             for container in (*running.init, *running.containers) if running is not None else ():
                 if container.name == name and container.started is not None and container.io is not None:
-                    facts = (container.cgroup, container.env, container.io, container.directory)
+                    facts = (container.cgroup, container.env, container.io, container.directory, container.user)
                     return Place(container.id, container.started, *facts)
         return None
 

@@ -6,8 +6,12 @@ tour; the versions differ in a word here and there, so what is compared is what 
 
 from __future__ import annotations
 
+import base64
 import json
 import re
+import ssl
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -224,6 +228,28 @@ def test_who_may_do_what(any_kubectl: Kubectl) -> None:
         f'pods is forbidden: User "somebody" cannot list resource "pods" in API group "" in the namespace '
         f'"{kubectl.namespace}"' in words
     )
+
+
+def test_a_token_for_a_service_account(kubectl: Kubectl) -> None:
+    kubectl("create", "serviceaccount", "robot")
+    token = kubectl("create", "token", "robot").strip()
+    claims = json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "=="))
+    assert claims["sub"] == f"system:serviceaccount:{kubectl.namespace}:robot"
+    assert (claims["exp"] - claims["iat"], "pod" in claims["kubernetes.io"]) == (3600, False)
+    words = kubectl.fails("create", "token", "robot", "--duration=1m")
+    assert "spec.expirationSeconds: Invalid value: 60: may not specify a duration less than 10 minutes" in words
+    assert 'serviceaccounts "nobody" not found' in kubectl.fails("create", "token", "nobody")
+    config = json.loads(kubectl("config", "view", "--raw", "-o", "json"))
+    server, authority = (config["clusters"][0]["cluster"][key] for key in ("server", "certificate-authority-data"))
+    context = ssl.create_default_context(cadata=base64.b64decode(authority).decode())
+    for given, code in ((token, 200), (kubectl("create", "token", "robot", "--audience=else").strip(), 401)):
+        request = urllib.request.Request(f"{server}/version", headers={"Authorization": f"Bearer {given}"})
+        try:
+            with urllib.request.urlopen(request, context=context) as response:
+                assert response.status == code
+        except urllib.error.HTTPError as error:
+            with error:
+                assert error.code == code
 
 
 def test_a_node_is_debugged_in_a_pod(any_kubectl: Kubectl) -> None:

@@ -16,7 +16,8 @@ from labs.cluster.runtime.client import Started
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A running container: its id, first process, cgroup (None without), environment, streams and working directory."""
+    """A running container: its id, first process, cgroup (None without), environment, streams, working directory and
+    user (as in ContainerSpec)."""
 
     id: str
     started: Started
@@ -24,6 +25,7 @@ class Place:
     env: Mapping[str, str]
     io: ContainerIO
     directory: str
+    user: list[int]
 
 
 # Finds the running container of a pod by its name; None when it does not run.

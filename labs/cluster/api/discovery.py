@@ -10,7 +10,7 @@ import platform
 import re
 from typing import Any
 
-from labs.cluster.api import reviews
+from labs.cluster.api import health, reviews
 from labs.cluster.api.paths import subresources_of
 from labs.cluster.kinds import Kinds
 from labs.cluster.resources import NAMESPACES, Resource
@@ -21,6 +21,8 @@ _SUBRESOURCE_VERBS = {
     "status": ["get", "patch", "update"],
     "scale": ["get", "patch", "update"],
     "eviction": ["create"],
+    "token": ["create"],
+    "proxy": ["create", "delete", "get", "patch", "update"],
     "finalize": ["update"],
     "log": ["get"],
     "exec": ["create", "get"],
@@ -53,6 +55,8 @@ def architecture() -> str:
 def document(kinds: Kinds, path: str, server: str) -> dict[str, Any] | None:
     """The discovery document at `path`, or None. `server`: host and port under which clients reach us."""
     groups = _groups(kinds)
+    if path == "/":
+        return {"paths": _paths(groups)}
     if path == "/api":
         addresses = [{"clientCIDR": "0.0.0.0/0", "serverAddress": server}]
         return {"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": addresses}
@@ -70,6 +74,14 @@ def document(kinds: Kinds, path: str, server: str) -> dict[str, Any] | None:
             "resources": [entry for kind in found for entry in _entries(kind)],
         }
     return reviews.document(path)
+
+
+def _paths(groups: dict[str, list[str]]) -> list[str]:
+    """All that there is, in order."""
+    versions = [f"/apis/{name}/{version}" for name, known in groups.items() for version in known]
+    checks = [f"/{name}{check}" for name in health.WHOLE for check in ("", *(f"/{one}" for one in health.CHECKS))]
+    others = ("/api", "/api/v1", "/apis", "/openapi/v2", "/openapi/v3", "/version")
+    return sorted([*others, *(f"/apis/{name}" for name in groups), *versions, *checks])
 
 
 def _groups(kinds: Kinds) -> dict[str, list[str]]:
@@ -114,9 +126,11 @@ def _subresource(resource: Resource, name: str) -> dict[str, Any]:
     group, version, kind = {
         "scale": ("autoscaling", "v1", "Scale"),
         "eviction": ("policy", "v1", "Eviction"),
+        "token": ("authentication.k8s.io", "v1", "TokenRequest"),
         "exec": ("", "", "PodExecOptions"),
         "attach": ("", "", "PodAttachOptions"),
         "portforward": ("", "", "PodPortForwardOptions"),
+        "proxy": ("", "", f"{resource.kind}ProxyOptions"),
     }.get(name, ("", "", resource.kind))
     return {
         "name": f"{resource.plural}/{name}",

@@ -95,7 +95,7 @@ def _place(pod: Object, container: str, locate: Locate) -> Place | None:
 async def _run(channels: Channels, io: ContainerIO, place: Place, command: list[str]) -> dict[str, Any]:
     """Run a command to its end, or to that of its client; gives the Status that tells of it."""
     env = {**({"TERM": "xterm"} if io.tty else {}), **place.env}
-    spec = CommandSpec(os.urandom(32).hex(), place.id, command, env, place.cgroup, io.tty, place.directory)
+    spec = CommandSpec(os.urandom(32).hex(), place.id, command, env, place.cgroup, io.tty, place.directory, place.user)
     attachment = io.attach()
     try:
         started = await place.started.runtime.execute(spec, io.ends)

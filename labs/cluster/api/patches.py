@@ -43,7 +43,9 @@ def read_patch(data: bytes, media_type: str) -> Any:
             words = f"The allowed maximum operations in a JSON patch is {MOST_OPERATIONS}, got {len(patch)}"
             raise status.too_large(MOST_OPERATIONS, words)
     elif not isinstance(patch, dict):
-        raise status.bad_request("error decoding patch: json: cannot unmarshal array into Go value of type map")
+        found = {str: "string", list: "array", bool: "bool"}.get(type(patch), "number")
+        words = f"json: cannot unmarshal {found} into Go value of type map[string]interface {{}}"
+        raise status.bad_request(f"error decoding patch: {words}")
     return patch
 
 

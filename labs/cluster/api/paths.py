@@ -1,7 +1,7 @@
 """What the path of a request means.
 
 Stands for k8s.io/apiserver/pkg/endpoints/request (RequestInfo). A path is `/api/v1/…` or `/apis/GROUP/VERSION/…`, then
-`[namespaces/NAMESPACE/]PLURAL[/NAME[/SUBRESOURCE]]`.
+`[namespaces/NAMESPACE/]PLURAL[/NAME[/SUBRESOURCE]]`; behind the subresource proxy may come anything.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from dataclasses import dataclass
 
 from labs.cluster.api import status
 from labs.cluster.kinds import Kinds
-from labs.cluster.resources import DEPLOYMENTS, NAMESPACES, PODS, REPLICASETS, Resource
+from labs.cluster.resources import DEPLOYMENTS, NAMESPACES, PODS, REPLICASETS, SERVICEACCOUNTS, SERVICES, Resource
 
 SUBRESOURCES = {
     NAMESPACES: ("status", "finalize"),
-    PODS: ("status", "log", "exec", "attach", "portforward", "eviction"),
+    PODS: ("status", "log", "exec", "attach", "portforward", "eviction", "proxy"),
+    SERVICES: ("status", "proxy"),
+    SERVICEACCOUNTS: ("token",),
     DEPLOYMENTS: ("status", "scale"),
     REPLICASETS: ("status", "scale"),
 }
@@ -46,10 +48,11 @@ class Target:
         if len(rest) >= 3 and rest[0] == "namespaces" and kinds.by_path(prefix, rest[2]) is not None:
             namespace, rest = rest[1], rest[2:]
         resource = kinds.by_path(prefix, rest[0]) if rest else None
-        if resource is None or len(rest) > 3 or (namespace and not resource.namespaced):
+        is_proxy = len(rest) >= 3 and rest[2] == "proxy"
+        if resource is None or (len(rest) > 3 and not is_proxy) or (namespace and not resource.namespaced):
             raise status.no_such_path()
         name = rest[1] if len(rest) >= 2 else ""
-        subresource = rest[2] if len(rest) == 3 else ""
+        subresource = rest[2] if len(rest) >= 3 else ""
         if (name and resource.namespaced and not namespace) or (
             subresource and subresource not in subresources_of(resource)
         ):

@@ -26,12 +26,15 @@ from labs.cluster.api import (
     bodies,
     discovery,
     execution,
+    health,
     logs,
     openapi_proto,
     portforward,
+    proxying,
     reviews,
     scale,
     status,
+    tokens,
 )
 from labs.cluster.api.bodies import Options
 from labs.cluster.api.containers import Locate
@@ -64,15 +67,18 @@ class ApiServer:
     def __init__(
         self,
         store: Store,
-        tokens: TokenIssuer,
+        issuer: TokenIssuer,
         context: ssl.SSLContext,
         plan: AddressPlan,
         locate: Locate = lambda _pod, _container: None,
+        netns: int = -1,
     ) -> None:
-        """`locate` finds the containers in which clients run commands."""
+        """`locate` finds the containers in which clients run commands; `netns`: descriptor of the network namespace of
+        the node that it runs on."""
         self._locate = locate
+        self._netns = netns
         self._store = store
-        self._tokens = tokens
+        self._tokens = issuer
         self._context = context
         self._writer = Writer(store, plan)
         self._openapi = OpenApi(store.kinds)
@@ -103,8 +109,8 @@ class ApiServer:
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         path = request.path.rstrip("/") or "/"
         user = auth.impersonated(request, auth.authenticate(request, self._tokens))
-        if path in ("/healthz", "/livez", "/readyz"):
-            return web.Response(text="ok")
+        if (told := health.answer(request, path)) is not None:
+            return told
         fixed = discovery.version() if path == "/version" else discovery.document(self._store.kinds, path, request.host)
         if fixed is not None:
             auth.authorize(user, request.method.lower(), None, "", "", path)
@@ -127,6 +133,8 @@ class ApiServer:
         auth.authorize(user, verb, target.resource, target.namespace, target.name, path)
         if target.subresource in STREAMING:
             return await self._stream(request, target)
+        if target.subresource == "proxy":
+            return await proxying.proxy(request, target, self._store, self._netns)
         response = await self._serve(request, target, verb)
         if target.resource.custom is not None and target.resource.custom.warning and not response.prepared:
             response.headers.add("Warning", _warning(target.resource.custom.warning))
@@ -172,6 +180,9 @@ class ApiServer:
         data, options = await bodies.read(request), Options.of(request)
         if target.subresource == "eviction":
             return _json(self._writer.evict(target, options), CREATED)
+        if target.subresource == "token":
+            question = bodies.read_question(data, bodies.content_type(request))
+            return _json(tokens.answer(find(self._store, target), question, self._tokens), CREATED)
         if target.name or (target.resource.namespaced and not target.namespace):
             raise status.not_allowed()
         for attempt in range(1, ACCOUNT_ATTEMPTS + 1):

@@ -1,6 +1,6 @@
 """A further command in a container that runs, for `kubectl exec`.
 
-Stands for runc exec. Left out: another user than root.
+Stands for runc exec.
 
 What belongs here: joining a container and becoming a program there. What does not: the container's own first process
 (`labs.cluster.runtime.process`), commands whose caller stays their parent (`labs.cluster.enter`).
@@ -18,7 +18,7 @@ from typing import NoReturn
 from labs.cluster import linux
 from labs.cluster.runtime.container import NOTIFY_FD, CommandSpec
 from labs.cluster.runtime.lookpath import find_program
-from labs.cluster.runtime.process import arrange_descriptors, reset_signals
+from labs.cluster.runtime.process import arrange_descriptors, become_user, reset_signals
 from tracer.errors import K8snetError
 
 JOINED = linux.CLONE_NEWPID | linux.CLONE_NEWNET | linux.CLONE_NEWUTS | linux.CLONE_NEWIPC | linux.CLONE_NEWNS
@@ -74,6 +74,7 @@ def _become(spec: CommandSpec, streams: list[int], writer: int) -> NoReturn:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         os.chdir(spec.directory)
         path = find_program(spec.command[0], spec.env.get("PATH", ""))
+        become_user(spec.user)
         os.execve(path, spec.command, spec.env)
     except OSError as error:
         os.write(NOTIFY_FD, f"error exec {path}: {(error.strerror or '').lower()}\n".encode())

@@ -34,8 +34,9 @@ class ContainerSpec:
     ones of the request. `directory`: where its program starts. `wait_for_ports`: TCP ports that must listen before the
     container counts as started (for programs that can't tell). `keeps_machine`: it is a node, and makes root file
     systems for others. `streams` tells whether descriptors for stdin, stdout and stderr come with the request, rather
-    than one for all output; `tty`: these are a terminal, which is to be the program's. `facts` is for the program: pod,
-    namespace, node, addresses, ports.
+    than one for all output; `tty`: these are a terminal, which is to be the program's. `user`: as whom a command runs,
+    as numbers of user, group and further groups; [] for root. `facts` is for the program: pod, namespace, node,
+    addresses, ports.
     """
 
     id: str
@@ -55,12 +56,14 @@ class ContainerSpec:
     wait_for_ports: list[int] = field(default_factory=list)
     streams: bool = False
     tty: bool = False
+    user: list[int] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class CommandSpec:
-    """A further command for a container that runs. `id` is the command's, `container` that of the container."""
+    """A further command for a container that runs. `id` is the command's, `container` that of the container; `user` as
+    in ContainerSpec."""
 
     id: str
     container: str
@@ -69,6 +72,7 @@ class CommandSpec:
     cgroup: str | None = None
     tty: bool = False
     directory: str = "/"
+    user: list[int] = field(default_factory=list)
 
 
 Program = Callable[["Container"], None]

@@ -11,6 +11,7 @@ import fcntl
 import os
 import signal
 import socket
+import stat
 import sys
 import termios
 import time
@@ -146,6 +147,7 @@ def _run_program(spec: ContainerSpec) -> int:
         program = _find_program(argv[0], spec.env.get("PATH", ""))
         _notify("started" if spec.wait_for_ports else "started\nready")
         os.set_inheritable(NOTIFY_FD, False)
+        become_user(spec.user)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         os.execv(program, argv)
     _notify("started")
@@ -155,6 +157,19 @@ def _run_program(spec: ContainerSpec) -> int:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     find(spec.image).run(Container(spec))
     return 0
+
+
+def become_user(user: list[int]) -> None:
+    """Be user, group and further groups from now on, with streams that are the user's; root where there is nobody."""
+    if not user:
+        return
+    for fd in range(NOTIFY_FD):
+        mode = os.fstat(fd).st_mode
+        if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(fd):  # not /dev/null, which is everybody's
+            os.fchown(fd, user[0], -1)
+    os.setgroups(user[2:])
+    os.setgid(user[1])
+    os.setuid(user[0])
 
 
 def _find_program(name: str, path: str) -> str:

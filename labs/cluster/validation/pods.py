@@ -36,6 +36,7 @@ def pod_spec(spec: Object, field: str) -> Errors:
     for kind in ("initContainers", "containers"):
         for index, container in enumerate(spec.get(kind) or ()):
             yield from _container(container, f"{field}.{kind}[{index}]", taken, volumes)
+    yield from _users(spec.get("securityContext") or {}, f"{field}.securityContext")
     yield from one_of(spec.get("restartPolicy"), f"{field}.restartPolicy", ("Always", "OnFailure", "Never"))
     policies = ("ClusterFirst", "ClusterFirstWithHostNet", "Default", "None")
     yield from one_of(spec.get("dnsPolicy"), f"{field}.dnsPolicy", policies)
@@ -92,10 +93,20 @@ def _container(container: Object, field: str, taken: set[str], volumes: set[str]
             yield missing(f"{here}.name", mount["name"])
         if not mount.get("mountPath"):
             yield required(f"{here}.mountPath")
+    yield from _users(container.get("securityContext") or {}, f"{field}.securityContext")
     yield from _resources(container.get("resources") or {}, f"{field}.resources")
     for kind in ("livenessProbe", "readinessProbe", "startupProbe"):
         if container.get(kind):
             yield from _probe(container[kind], f"{field}.{kind}")
+
+
+def _users(context: Object, field: str) -> Errors:
+    names = ("runAsUser", "runAsGroup", "fsGroup")
+    numbers: list[tuple[str, int]] = [(name, context[name]) for name in names if name in context]
+    numbers += [(f"supplementalGroups[{n}]", one) for n, one in enumerate(context.get("supplementalGroups") or ())]
+    for name, number in numbers:
+        if not 0 <= number < 1 << 31:
+            yield invalid(f"{field}.{name}", number, "must be between 0 and 2147483647, inclusive")
 
 
 def _resources(resources: Object, field: str) -> Errors:

@@ -64,6 +64,10 @@ class Client:
             with error:
                 return error.code, json.loads(error.read())
 
+    def text(self, path: str) -> str:
+        with urllib.request.urlopen(self.url + path, context=self.context, timeout=10) as response:
+            return str(response.read().decode())
+
     def stream(self, path: str) -> Iterator[dict[str, Any]]:
         with urllib.request.urlopen(self.url + path, context=self.context, timeout=10) as response:
             for line in response:
@@ -76,6 +80,43 @@ def client(config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 AGGREGATED = "application/json;g=apidiscovery.k8s.io;v={};as=APIGroupDiscoveryList"
+
+
+class TestProxy:
+    """Requests that the API server makes for others, as behind `kubectl proxy`."""
+
+    BASE = "/api/v1/namespaces/fastapi/services"
+
+    def test_to_one_of_a_services_pods(self, client: Client, cluster: Lab) -> None:
+        pods = client.get("/api/v1/namespaces/fastapi/pods")[1]["items"]
+        names = {pod["metadata"]["name"] for pod in pods}
+        for port in ("8000", "http"):
+            code, told = client.get(f"{self.BASE}/http:lets-ship-it:{port}/proxy/a%2Fb/c?d=e")
+            assert (code, told["pod"] in names, told["path"]) == (200, True, "/a%2Fb/c?d=e")
+        code, told = client.send("POST", f"{self.BASE}/lets-ship-it:8000/proxy/", b"x" * 100_000)
+        assert (code, told["path"]) == (200, "/")
+        name, node = pods[0]["metadata"]["name"], pods[0]["spec"]["nodeName"]
+        told = client.get(f"/api/v1/namespaces/fastapi/pods/{name}:8000/proxy")[1]  # and is sent to …/proxy/
+        assert (told["pod"], told["node"], told["path"]) == (name, node, "/")
+
+    @pytest.mark.parametrize(
+        ("name", "code", "words"),
+        [
+            ("lets-ship-it:9", 503, 'no service port 9 found for service "lets-ship-it"'),
+            ("lets-ship-it:x", 503, 'no endpoints available for service "lets-ship-it"'),
+            ("nobody", 404, 'endpoints "nobody" not found'),
+            ("a:b:c:d", 400, 'invalid service request "a:b:c:d"'),
+        ],
+    )
+    def test_where_nobody_is(self, client: Client, name: str, code: int, words: str) -> None:
+        found, told = client.get(f"{self.BASE}/{name}/proxy/")
+        assert (found, told["message"]) == (code, words)
+
+    def test_a_pod_that_does_not_listen(self, client: Client) -> None:
+        code, told = client.get("/api/v1/namespaces/default/pods/client:81/proxy/")
+        assert (code, told["reason"]) == (503, "ServiceUnavailable")
+        assert told["message"].startswith("error trying to reach service: dial tcp 10.244.")
+        assert told["message"].endswith(":81: connect: connection refused")
 
 
 class TestNewerClients:
@@ -270,6 +311,15 @@ class TestReading:
         )
         document = json.loads(cluster.exec("default/client", "sh", "-c", script).stdout)
         assert (document["code"], document["reason"]) == (403, "Forbidden")
+
+    def test_what_it_says_of_itself(self, client: Client) -> None:
+        told = client.text("/livez?verbose&exclude=log")
+        assert told == "[+]ping ok\n[+]log excluded: ok\n[+]etcd ok\nlivez check passed\n"
+        assert client.text("/readyz/etcd") == client.text("/healthz") == "ok"
+        assert client.get("/healthz/nothing")[0] == 404
+        paths = client.get("/")[1]["paths"]
+        assert {"/api/v1", "/apis/apps/v1", "/healthz/ping", "/version"} <= set(paths)
+        assert all(client.text(path) for path in paths)
 
     def test_watch_from_the_beginning_and_from_a_version(self, client: Client) -> None:
         path = "/api/v1/namespaces/fastapi/services?watch=1&timeoutSeconds=1"

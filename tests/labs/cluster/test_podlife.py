@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -232,6 +233,33 @@ class TestEnds:
         found = state(kubectl, again)
         assert (found["restartCount"], found["lastState"]["terminated"]["message"]) == (1, message)
         assert found["state"]["waiting"]["message"].startswith("back-off 10s restarting failed container=main pod=")
+
+
+class TestUsers:
+    def test_commands_run_as_the_user_that_is_asked_for(
+        self, cluster: Lab, kubectl: Kubectl, name: str, patience: float
+    ) -> None:
+        script = "id > /dev/termination-log; id; echo > /dev/stdout; echo mine > /cache/a; echo ~; sleep 60"
+        volume = [{"name": "cache", "mountPath": "/cache"}]
+        container = {"command": ["sh", "-c", script], "securityContext": {"runAsGroup": 7}, "volumeMounts": volume}
+        probe = {"exec": {"command": ["sh", "-c", "test $(id -u) = 1234"]}, "periodSeconds": 1}
+        context = {"runAsUser": 1234, "runAsGroup": 5, "fsGroup": 9, "supplementalGroups": [8]}
+        volumes = [{"name": "cache", "emptyDir": {}}]
+        feed = pod(name, {**container, "readinessProbe": probe}, securityContext=context, volumes=volumes)
+        start(kubectl, name, patience, feed)
+        told = "uid=1234 gid=7 groups=7,8,9"
+        until(lambda: "mine" in kubectl("exec", name, "--", "cat", "/cache/a"), patience)
+        assert re.sub(r"\(\w+\)", "", kubectl("logs", name)) == f"{told}\n\n/\n"
+        assert re.sub(r"\(\w+\)", "", kubectl("exec", name, "--", "id")) == f"{told}\n"
+        assert "Permission denied" in kubectl.fails("exec", name, "--", "cat", "/etc/shadow")
+        assert kubectl("exec", name, "--", "stat", "-c", "%u:%g", "/cache/a") == "1234:7\n"
+        kubectl("delete", "pod", name, "--timeout=30s")
+
+    def test_numbers_that_are_nobodys(self, kubectl: Kubectl, name: str) -> None:
+        words = kubectl.fails("apply", "-f", "-", feed=pod(name, {"securityContext": {"runAsUser": -1}}))
+        assert (
+            "spec.containers[0].securityContext.runAsUser: Invalid value: -1: must be between 0 and 2147483647" in words
+        )
 
 
 class TestHostPID:
