@@ -9,6 +9,7 @@ What belongs here: bytes, JSON, types, unknown fields. What does not: whether th
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ from labs.cluster.resources import CustomVersion, Object, Resource
 
 MAX_BYTES = 3 * 1024 * 1024  # MaxRequestBodyBytes of the generic API server
 MAX_DEPTH = 500
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 JSON_TYPE, YAML_TYPE = "application/json", "application/yaml"
 READ = (JSON_TYPE, protobuf.MEDIA_TYPE, YAML_TYPE)
 _VALIDATIONS = ("Ignore", "Warn", "Strict")
@@ -83,6 +85,17 @@ def decode(data: bytes, media_type: str) -> Any:
         raise ValueError(f"invalid character '\\x{data[error.start]:02x}' looking for beginning of value") from None
     except RecursionError:
         raise ValueError("exceeded max depth") from None
+    return _without_surrogates(value) if SURROGATE.search(data) else value
+
+
+def _without_surrogates(value: Any) -> Any:
+    """A value whose texts can be written: half of a pair of surrogates is U+FFFD, as in Go."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [_without_surrogates(entry) for entry in value]
+    if isinstance(value, dict):
+        return {_without_surrogates(name): _without_surrogates(entry) for name, entry in value.items()}
     return value
 
 

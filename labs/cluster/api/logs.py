@@ -122,12 +122,12 @@ def _identifier(pod: Object, container: str, options: LogOptions, place: Place |
         if place is not None and not options.previous:
             return place.id
         raise status.bad_request(f'container "{container}" in pod "{name}" is not available')
-    state, last = known["state"], _id((known.get("lastState") or {}).get("terminated"))
+    state, last = known.get("state") or {}, _id((known.get("lastState") or {}).get("terminated"))
     if options.previous:
         if not last:
             raise status.bad_request(f'previous terminated container "{container}" in pod "{name}" not found')
         return last
-    if "running" in state:
+    if "running" in state and known.get("containerID"):
         return str(known["containerID"]).partition("://")[2]
     if found := _id(state.get("terminated")) or last:
         return found

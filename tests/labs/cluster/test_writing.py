@@ -27,6 +27,7 @@ from labs.cluster.resources import (
     NODES,
     PODS,
     REPLICASETS,
+    SECRETS,
     SERVICEACCOUNTS,
     SERVICES,
     Resource,
@@ -150,6 +151,12 @@ class TestBodies:
         item["metadata"]["labels"] = None
         stored = create(writer, item, PODS)
         assert "labels" not in stored["metadata"] and "nodeSelector" not in stored["spec"]
+
+    def test_half_a_pair_of_surrogates(self, writer: Writer) -> None:
+        body = b'{"metadata": {"name": "c"}, "data": {"a": "x\\ud800y", "b": "\\ud83d\\ude00"}}'
+        assert create(writer, body)["data"] == {"a": "x\ufffdy", "b": "\U0001f600"}
+        secret = b'{"metadata": {"name": "s"}, "stringData": {"a": "\\uD800"}}'
+        assert create(writer, secret, SECRETS)["data"] == {"a": "77+9"}
 
     def test_an_unknown_form(self, writer: Writer) -> None:
         code, reason, message = refusal(
