@@ -224,6 +224,8 @@ def _network_policy(item: Object) -> None:
 def _service(item: Object, plan: AddressPlan) -> None:
     spec = item.setdefault("spec", {})
     kind = spec.setdefault("type", "ClusterIP")
+    if spec.get("clusterIP") and not spec.get("clusterIPs"):
+        spec["clusterIPs"] = [spec["clusterIP"]]
     if spec.setdefault("sessionAffinity", "None") == "ClientIP":
         config = spec["sessionAffinityConfig"] = spec.get("sessionAffinityConfig") or {}
         config["clientIP"] = config.get("clientIP") or {}
@@ -241,11 +243,27 @@ def _service(item: Object, plan: AddressPlan) -> None:
         spec.setdefault("externalTrafficPolicy", "Cluster")
     if kind == "LoadBalancer":
         spec.setdefault("allocateLoadBalancerNodePorts", True)
-    policy = spec.setdefault("ipFamilyPolicy", "SingleStack")
-    count = 1 if policy == "SingleStack" else len(plan.families)
-    wanted = spec.get("ipFamilies") or _families_of(spec.get("clusterIPs") or [spec.get("clusterIP")])
+    _families(spec, plan)
+
+
+def _families(spec: Object, plan: AddressPlan) -> None:
+    """initIPFamilyFields of pkg/registry/core/service/storage/alloc.go; what is wrong stays for validation to see."""
+    wanted, ips = list(spec.get("ipFamilies") or ()), spec.get("clusterIPs") or []
+    wanted += _families_of(ips)[len(wanted) :]
     names = [FAMILY_NAMES[family] for family in plan.families]
-    spec["ipFamilies"] = [*wanted, *(name for name in names if name not in wanted)][:count]
+    if anywhere := is_anywhere(spec):
+        names += [name for name in FAMILY_NAMES.values() if name not in names]
+    if "ipFamilyPolicy" not in spec and (anywhere or max(len(ips), len(wanted)) < 2):
+        spec["ipFamilyPolicy"] = "RequireDualStack" if anywhere else "SingleStack"
+    count = 1 if spec.get("ipFamilyPolicy", "SingleStack") == "SingleStack" else len(names)
+    others = [name for name in names if name not in wanted]
+    spec["ipFamilies"] = [*wanted, *others[: max(count - len(wanted), 0)]]
+
+
+def is_anywhere(spec: Object) -> bool:
+    """Whether a Service is headless and chooses no pods: its endpoints may be of any family, also of one that the
+    cluster does not have."""
+    return (spec.get("clusterIPs") or [None])[0] == "None" and not spec.get("selector")
 
 
 def _families_of(addresses: list[str | None]) -> list[str]:

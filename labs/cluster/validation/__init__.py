@@ -71,6 +71,7 @@ _BY_KIND: dict[str, Callable[[Object], Errors]] = {
     "ConfigMap": others.data,
     "Secret": others.data,
     "Ingress": others.ingress,
+    "Endpoints": others.endpoints,
     "EndpointSlice": others.endpointslice,
     "NetworkPolicy": others.network_policy,
     "CustomResourceDefinition": correctness.definition,

@@ -1,17 +1,18 @@
-"""ConfigMaps, Secrets, Ingresses, EndpointSlices, NetworkPolicies, Events of events.k8s.io."""
+"""ConfigMaps, Secrets, Ingresses, Endpoints, EndpointSlices, NetworkPolicies, Events of events.k8s.io."""
 
 from __future__ import annotations
 
 from labs.cluster import names
 from labs.cluster.fielderrors import (
     GoText,
+    duplicate,
     forbidden,
     invalid,
     required,
     unsupported,
 )
 from labs.cluster.resources import Object
-from labs.cluster.validation.words import Errors, ip, one_of
+from labs.cluster.validation.words import Errors, endpoint_ip, one_of
 
 
 def data(item: Object) -> Errors:
@@ -67,14 +68,48 @@ def _ingress_path(path: Object, field: str) -> Errors:
             yield required(f"{field}.backend", "port name or number is required")
 
 
+def endpoints(item: Object) -> Errors:
+    for index, subset in enumerate(item.get("subsets") or ()):
+        here = f"subsets[{index}]"
+        if not subset.get("addresses") and not subset.get("notReadyAddresses"):
+            yield required(here, "must specify `addresses` or `notReadyAddresses`")
+        for field in ("addresses", "notReadyAddresses"):
+            for number, address in enumerate(subset.get(field) or ()):
+                yield from endpoint_ip(address["ip"], f"{here}.{field}[{number}].ip")
+        ports = subset.get("ports") or ()
+        for number, port in enumerate(ports):
+            if not port.get("name") and len(ports) > 1:
+                yield required(f"{here}.ports[{number}].name")
+            yield from _endpoint_port(port, f"{here}.ports[{number}]")
+
+
+def _endpoint_port(port: Object, field: str) -> Errors:
+    if name := port.get("name"):
+        yield from (invalid(f"{field}.name", name, text) for text in names.dns1123_label(name))
+    if "port" in port:
+        yield from (invalid(f"{field}.port", port["port"], text) for text in names.port_number(port["port"]))
+    yield from one_of(port.get("protocol"), f"{field}.protocol", ("SCTP", "TCP", "UDP"))
+
+
 def endpointslice(item: Object) -> Errors:
-    yield from one_of(item.get("addressType"), "addressType", ("FQDN", "IPv4", "IPv6"))
+    kind = item.get("addressType")
+    yield from one_of(kind, "addressType", ("FQDN", "IPv4", "IPv6"))
     for index, endpoint in enumerate(item.get("endpoints") or ()):
         if not endpoint.get("addresses"):
             yield required(f"endpoints[{index}].addresses", "must contain at least 1 address")
         for number, text in enumerate(endpoint.get("addresses") or ()):
-            if item.get("addressType") in ("IPv4", "IPv6"):
-                yield from ip(text, f"endpoints[{index}].addresses[{number}]")
+            field = f"endpoints[{index}].addresses[{number}]"
+            if kind in ("IPv4", "IPv6"):
+                if (":" in text) is (kind == "IPv4"):
+                    yield invalid(field, text, f"must be a valid {kind} address")
+                yield from endpoint_ip(text, field)
+    taken: set[str] = set()
+    for index, port in enumerate(item.get("ports") or ()):
+        name = port.get("name") or ""
+        if name in taken:
+            yield duplicate(f"ports[{index}].name", name)
+        taken.add(name)
+        yield from _endpoint_port(port, f"ports[{index}]")
 
 
 def update_endpointslice(item: Object, old: Object) -> Errors:

@@ -8,6 +8,7 @@ from typing import Any
 
 from labs.cluster import names
 from labs.cluster.allocation import needs_health_check
+from labs.cluster.defaults import is_anywhere
 from labs.cluster.fielderrors import (
     GoText,
     duplicate,
@@ -19,10 +20,11 @@ from labs.cluster.fielderrors import (
 )
 from labs.cluster.options import AddressPlan
 from labs.cluster.resources import Object
-from labs.cluster.validation.words import Errors, ip, labels, one_of
+from labs.cluster.validation.words import Errors, endpoint_ip, ip, labels, one_of
 
 PROTOCOLS = ("SCTP", "TCP", "UDP")
 SOURCE_RANGES = "service.beta.kubernetes.io/load-balancer-source-ranges"
+MOST_AFFINITY_SECONDS = 86400  # MaxClientIPServiceAffinitySeconds
 SERVICE_TYPES = ("ClusterIP", "ExternalName", "LoadBalancer", "NodePort")
 
 
@@ -59,12 +61,50 @@ def service(item: Object) -> Errors:
     if "externalTrafficPolicy" in spec and not external:
         words = "may only be set for externally-accessible services"
         yield invalid("spec.externalTrafficPolicy", spec["externalTrafficPolicy"], words)
+    yield from _affinity(spec)
     yield from _load_balancer(item)
     for index, text in enumerate(spec.get("externalIPs") or ()):
-        yield from ip(text, f"spec.externalIPs[{index}]")
-    for index, text in enumerate(spec.get("clusterIPs") or ()):
-        if text != "None":
-            yield from ip(text, f"spec.clusterIPs[{index}]")
+        yield from endpoint_ip(text, f"spec.externalIPs[{index}]")
+    if kind == "ExternalName":
+        for field in ("clusterIPs", "ipFamilies", "ipFamilyPolicy"):
+            if spec.get(field):
+                yield forbidden(f"spec.{field}", "may not be set for ExternalName services")
+    else:
+        yield from _cluster_ips(spec)
+
+
+def _affinity(spec: Object) -> Errors:
+    config = (spec.get("sessionAffinityConfig") or {}).get("clientIP") or {}
+    seconds, field = config.get("timeoutSeconds"), "spec.sessionAffinityConfig.clientIP.timeoutSeconds"
+    if spec.get("sessionAffinity") == "ClientIP" and seconds is not None and not 0 < seconds <= MOST_AFFINITY_SECONDS:
+        yield invalid(field, seconds, f"must be greater than 0 and less than {MOST_AFFINITY_SECONDS}")
+
+
+def _cluster_ips(spec: Object) -> Errors:
+    """ValidateServiceClusterIPsRelatedFields, where it is about addresses."""
+    single, ips = spec.get("clusterIP"), spec.get("clusterIPs") or []
+    shown = GoText(f"[]string{{{', '.join(map(json.dumps, ips))}}}")
+    if single and ips and ips[0] != single:
+        yield invalid("spec.clusterIPs", shown, "first value must match `clusterIP`")
+    elif not single and ips:
+        yield invalid("spec.clusterIPs", shown, "must be empty when `clusterIP` is not specified")
+    if ips[:1] == ["None"]:
+        if len(ips) > 1:
+            yield invalid("spec.clusterIPs", shown, "'None' must be the first and only value")
+        return
+    mistakes = [mistake for index, text in enumerate(ips) for mistake in ip(text, f"spec.clusterIPs[{index}]")]
+    yield from mistakes
+    if len(ips) > 2:
+        yield invalid("spec.clusterIPs", shown, "may only hold up to 2 values")
+    if mistakes:
+        return
+    versions = [6 if ":" in text else 4 for text in ips]
+    if len(set(versions)) < len(versions):
+        yield invalid("spec.clusterIPs", shown, "may specify no more than one IP for each IP family")
+    for index, (text, version, family) in enumerate(zip(ips, versions, spec.get("ipFamilies") or (), strict=False)):
+        if family in ("IPv4", "IPv6") and family != f"IPv{version}":
+            words = f"expected an {family} value as indicated by `ipFamilies[{index}]`"
+            yield invalid(f"spec.clusterIPs[{index}]", text, words)
 
 
 def _load_balancer(item: Object) -> Errors:
@@ -122,6 +162,9 @@ def _service_ports(ports: list[Object], kind: str, headless: bool) -> Errors:
             yield from (invalid(f"{here}.targetPort", target, text) for text in names.port_name(target))
         elif target is not None:
             yield from (invalid(f"{here}.targetPort", target, text) for text in names.port_number(target))
+        if port.get("appProtocol") is not None:
+            protocol = port["appProtocol"]
+            yield from (invalid(f"{here}.appProtocol", protocol, text) for text in names.qualified_name(protocol))
         if port.get("nodePort") and (kind in ("ClusterIP", "ExternalName") or headless):
             yield forbidden(f"{here}.nodePort", f"may not be used when `type` is '{kind}'")
         if (port.get("protocol"), number) in taken:
@@ -138,15 +181,25 @@ def _go_service_port(port: Object) -> str:
 
 
 def service_families(spec: Object, plan: AddressPlan) -> Errors:
-    policies = ("SingleStack", "PreferDualStack", "RequireDualStack")
-    policy = spec.get("ipFamilyPolicy")
+    policies = ("PreferDualStack", "RequireDualStack", "SingleStack")
+    policy, wanted = spec.get("ipFamilyPolicy"), spec.get("ipFamilies") or []
     if policy is not None and policy not in policies:
         yield unsupported("spec.ipFamilyPolicy", policy, policies)
+    for field in ("clusterIPs", "ipFamilies"):
+        if policy in (None, "SingleStack") and len(spec.get(field) or ()) == 2 and spec["type"] != "ExternalName":
+            words = f"must be RequireDualStack or PreferDualStack when multiple '{field}' are specified"
+            yield invalid("spec.ipFamilyPolicy", policy or "null", words)
+            break
+    for index, family in enumerate(wanted):
+        if family in wanted[:index]:
+            yield duplicate(f"spec.ipFamilies[{index}]", family)
+    if is_anywhere(spec):
+        return
     if policy == "RequireDualStack" and len(plan.families) < 2:
         yield invalid("spec.ipFamilyPolicy", policy, "this cluster is not configured for dual-stack services")
     known = {4: "IPv4", 6: "IPv6"}
     configured = [known[family] for family in plan.families]
-    for index, family in enumerate(spec.get("ipFamilies") or ()):
+    for index, family in enumerate(wanted):
         if family not in known.values():
             yield unsupported(f"spec.ipFamilies[{index}]", family, known.values())
         elif family not in configured:

@@ -298,3 +298,71 @@ def test_what_is_inside_is_complete_as_well(store: Store) -> None:
     stored = admit(store, IPV4, node)
     assert stored["spec"]["taints"] == [{"key": "a", "effect": ""}]
     assert stored["status"]["addresses"] == [{"address": "192.0.2.1", "type": ""}]
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"clusterIP": "x"}, 'spec.clusterIPs[0]: Invalid value: "x": must be a valid IP address'),
+        ({"clusterIP": "fe80::1%eth0"}, "must be a valid IP address"),
+        ({"clusterIPs": ["10.96.1.1"]}, "must be empty when `clusterIP` is not specified"),
+        ({"clusterIP": "10.96.1.1", "clusterIPs": ["10.96.1.2"]}, "first value must match `clusterIP`"),
+        ({"clusterIP": "None", "clusterIPs": ["None", "10.96.1.2"]}, "'None' must be the first and only value"),
+        ({"clusterIP": "10.96.1.1", "ipFamilies": ["IPv6"]}, "expected an IPv6 value as indicated by `ipFamilies[0]`"),
+        (
+            {"clusterIP": "10.96.1.1", "clusterIPs": ["10.96.1.1", "10.96.1.2"], "ipFamilyPolicy": "RequireDualStack"},
+            'Invalid value: []string{"10.96.1.1", "10.96.1.2"}: may specify no more than one IP for each IP family',
+        ),
+        (
+            {"ipFamilies": ["IPv4", "IPv6"]},
+            'spec.ipFamilyPolicy: Invalid value: "null": must be RequireDualStack or PreferDualStack when multiple '
+            "'ipFamilies' are specified",
+        ),
+        (
+            {"type": "ExternalName", "externalName": "a.b", "clusterIP": "10.96.1.1"},
+            "spec.clusterIPs: Forbidden: may not",
+        ),
+        ({"externalIPs": ["127.0.0.1"]}, "may not be in the loopback range (127.0.0.0/8, ::1/128)"),
+        ({"externalIPs": ["fe80::1"]}, "may not be in the link-local range (169.254.0.0/16, fe80::/10)"),
+        (
+            {"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 86401}}},
+            "timeoutSeconds: Invalid value: 86401: must be greater than 0 and less than 86400",
+        ),
+        ({"ports": [{"port": 80, "appProtocol": "a b"}]}, 'spec.ports[0].appProtocol: Invalid value: "a b": '),
+    ],
+)
+def test_addresses_and_families_that_contradict_each_other(store: Store, spec: dict[str, Any], words: str) -> None:
+    with pytest.raises(Invalid) as caught:
+        admit(store, DUAL, service(**spec))
+    assert words in caught.value.message
+
+
+@pytest.mark.parametrize("plan", [IPV4, DUAL])
+def test_a_headless_service_that_chooses_no_pods_may_have_endpoints_of_any_family(
+    store: Store, plan: AddressPlan
+) -> None:
+    spec = admit(store, plan, service(clusterIP="None", selector=None))["spec"]
+    assert (spec["ipFamilyPolicy"], spec["ipFamilies"]) == ("RequireDualStack", ["IPv4", "IPv6"])
+    spec = admit(store, plan, service("other", clusterIP="None"))["spec"]
+    assert (spec["ipFamilyPolicy"], spec["ipFamilies"]) == ("SingleStack", ["IPv4"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "words"),
+    [
+        ("Endpoints", {"subsets": [{"addresses": [{"ip": "x"}]}]}, "subsets[0].addresses[0].ip: Invalid value"),
+        ("Endpoints", {"subsets": [{"ports": [{"port": 80}]}]}, "must specify `addresses` or `notReadyAddresses`"),
+        ("Endpoints", {"subsets": [{"addresses": [{"ip": "192.0.2.1"}], "ports": [{}]}]}, "ports[0].port: Invalid"),
+        ("EndpointSlice", {"endpoints": [{"addresses": ["fd00::1"]}]}, "must be a valid IPv4 address"),
+        ("EndpointSlice", {"endpoints": [{"addresses": ["127.0.0.1"]}]}, "may not be in the loopback range"),
+        ("EndpointSlice", {"ports": [{"port": 1}, {"port": 2}]}, 'ports[1].name: Duplicate value: ""'),
+        ("EndpointSlice", {"ports": [{"port": 70000}]}, "ports[0].port: Invalid value: 70000: must be between 1 and"),
+    ],
+)
+def test_endpoints_that_nobody_can_reach(store: Store, kind: str, more: dict[str, Any], words: str) -> None:
+    item = {"apiVersion": "v1", "kind": kind, "metadata": {"name": "e"}, **more}
+    if kind == "EndpointSlice":
+        item |= {"apiVersion": "discovery.k8s.io/v1", "addressType": "IPv4"}
+    with pytest.raises(Invalid) as caught:
+        admit(store, IPV4, item)
+    assert words in caught.value.message
