@@ -306,3 +306,7 @@ def _keep_addresses(spec: Object, before: Object) -> None:
     for field in ("ipFamilies", "ipFamilyPolicy"):
         if not spec.get(field) and before.get(field):
             spec[field] = before[field]
+    for field in ("clusterIPs", "ipFamilies"):
+        # As long as they have not changed, it is clear what is meant.
+        if spec.get("ipFamilyPolicy") == "SingleStack" and spec.get(field) == before.get(field):
+            spec[field] = (spec.get(field) or [])[:1]

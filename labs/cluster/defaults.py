@@ -253,9 +253,8 @@ def _families(spec: Object, plan: AddressPlan) -> None:
     names = [FAMILY_NAMES[family] for family in plan.families]
     if anywhere := is_anywhere(spec):
         names += [name for name in FAMILY_NAMES.values() if name not in names]
-    if "ipFamilyPolicy" not in spec and (anywhere or max(len(ips), len(wanted)) < 2):
-        spec["ipFamilyPolicy"] = "RequireDualStack" if anywhere else "SingleStack"
-    count = 1 if spec.get("ipFamilyPolicy", "SingleStack") == "SingleStack" else len(names)
+    policy = spec.setdefault("ipFamilyPolicy", "RequireDualStack" if anywhere else "SingleStack")
+    count = 1 if policy == "SingleStack" else len(names)
     others = [name for name in names if name not in wanted]
     spec["ipFamilies"] = [*wanted, *others[: max(count - len(wanted), 0)]]
 

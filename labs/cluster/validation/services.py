@@ -185,11 +185,11 @@ def service_families(spec: Object, plan: AddressPlan) -> Errors:
     policy, wanted = spec.get("ipFamilyPolicy"), spec.get("ipFamilies") or []
     if policy is not None and policy not in policies:
         yield unsupported("spec.ipFamilyPolicy", policy, policies)
-    for field in ("clusterIPs", "ipFamilies"):
-        if policy in (None, "SingleStack") and len(spec.get(field) or ()) == 2 and spec["type"] != "ExternalName":
-            words = f"must be RequireDualStack or PreferDualStack when multiple '{field}' are specified"
-            yield invalid("spec.ipFamilyPolicy", policy or "null", words)
-            break
+    for field, what in (("clusterIPs", "cluster IPs"), ("ipFamilies", "IP families")):
+        if policy == "SingleStack" and len(spec.get(field) or ()) == 2:
+            words = f"must be 'RequireDualStack' or 'PreferDualStack' when multiple {what} are specified"
+            yield invalid("spec.ipFamilyPolicy", policy, words)
+            break  # the second is inferred from the first
     for index, family in enumerate(wanted):
         if family in wanted[:index]:
             yield duplicate(f"spec.ipFamilies[{index}]", family)

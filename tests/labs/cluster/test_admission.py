@@ -315,8 +315,8 @@ def test_what_is_inside_is_complete_as_well(store: Store) -> None:
         ),
         (
             {"ipFamilies": ["IPv4", "IPv6"]},
-            'spec.ipFamilyPolicy: Invalid value: "null": must be RequireDualStack or PreferDualStack when multiple '
-            "'ipFamilies' are specified",
+            "spec.ipFamilyPolicy: Invalid value: \"SingleStack\": must be 'RequireDualStack' or 'PreferDualStack' when "
+            "multiple IP families are specified",
         ),
         (
             {"type": "ExternalName", "externalName": "a.b", "clusterIP": "10.96.1.1"},
@@ -335,6 +335,13 @@ def test_addresses_and_families_that_contradict_each_other(store: Store, spec: d
     with pytest.raises(Invalid) as caught:
         admit(store, DUAL, service(**spec))
     assert words in caught.value.message
+
+
+def test_a_service_of_two_families_becomes_one_of_its_first(store: Store) -> None:
+    both = admit(store, DUAL, service(ipFamilyPolicy="PreferDualStack"))
+    changed = {**both, "spec": {**both["spec"], "ipFamilyPolicy": "SingleStack"}}
+    spec = replace(store, DUAL, SERVICES, both, changed)["spec"]
+    assert (spec["ipFamilies"], spec["clusterIPs"]) == (["IPv4"], both["spec"]["clusterIPs"][:1])
 
 
 @pytest.mark.parametrize("plan", [IPV4, DUAL])
