@@ -166,11 +166,12 @@ def _node(node: Object) -> Cells:
 
 
 def _namespace(namespace: Object) -> Cells:
-    return [namespace["metadata"]["name"], namespace["status"]["phase"], age(namespace)]
+    return [namespace["metadata"]["name"], namespace["status"].get("phase", ""), age(namespace)]
 
 
 def _endpointslice(item: Object) -> Cells:
-    ports = _some([str(port["port"]) for port in item.get("ports") or ()])
+    # One without a number is all ports.
+    ports = _some([str(port.get("port") or port.get("name") or "*") for port in item.get("ports") or ()])
     addresses = [ip for endpoint in item.get("endpoints") or () for ip in endpoint["addresses"]]
     unset = "<unset>"
     return [item["metadata"]["name"], item["addressType"], ports or unset, _some(addresses) or unset, age(item)]

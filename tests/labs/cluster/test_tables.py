@@ -96,6 +96,12 @@ def test_more_than_three_endpoints_are_counted() -> None:
     assert cells(ENDPOINTSLICES, item)[2:4] == ["<unset>", "10.244.0.2,10.244.0.3,10.244.0.4 + 2 more..."]
 
 
+def test_ports_of_slices_may_have_no_number() -> None:
+    item = {"metadata": {"name": "s", "creationTimestamp": CREATED}, "addressType": "IPv4"}
+    item["ports"] = [{"port": 80, "name": "a"}, {"name": "b"}, {"name": ""}]
+    assert table(ENDPOINTSLICES, [item], "1", "None")["rows"][0]["cells"][2] == "80,b,*"
+
+
 def test_roles_and_readiness_of_nodes() -> None:
     labels = {"node-role.kubernetes.io/control-plane": "", "other": "x"}
     metadata = {"name": "a", "creationTimestamp": CREATED, "labels": labels}
