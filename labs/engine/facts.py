@@ -99,6 +99,19 @@ def rules_passed(context: Context, *, node: str, to: str, source: str | None = N
     return f"{kernel.explain(context, node, to, source)['passed']['rules']:g}"
 
 
+def rules_passed_by_last(context: Context, *, node: str) -> Expected:
+    """How many rules a new flow passes on a node to the Service that is last in KUBE-SERVICES. In iptables mode."""
+    services = re.findall(
+        r"^-A KUBE-SERVICES -d ([\d.]+)/32 -p (\w+) .* --dport (\d+) ",
+        context.world.run(node, "iptables-save", "-t", "nat").out,
+        re.MULTILINE,
+    )
+    if not services:
+        raise K8snetError(f"KUBE-SERVICES on {node} has no rule for a Service")
+    ip, protocol, port = services[-1]
+    return rules_passed(context, node=node, to=f"{ip}:{port}/{protocol}")
+
+
 def nanoseconds_a_rule(context: Context, *, directory: str, datapath: str) -> Expected:
     """By how much each rule lengthens a new flow, by what the learner measured with most Services; about it is right.
 
@@ -193,6 +206,7 @@ FACTS: Mapping[str, Callable[..., Expected]] = {
     "route": route,
     "nanoseconds_a_rule": nanoseconds_a_rule,
     "rules_passed": rules_passed,
+    "rules_passed_by_last": rules_passed_by_last,
     "slot_list": slot_list,
     "source_address": source_address,
 }

@@ -71,7 +71,11 @@ def passes(
     at_most: int | None = None,
     source: str | None = None,
 ) -> Outcome:
-    """A new flow to `to` passes so many rules of a node (`explain -v` tells it). Reasons: no-service, few, many."""
+    """A new flow to `to` passes so many rules of a node (`explain -v` tells it). Reasons: no-service, few, many.
+
+    {NAMESPACE/POD} in `to` is that pod's address.
+    """
+    to = with_addresses(context.world, to)
     look = f"sudo k8snet-lab exec {node} -- k8snet-trace explain {to} -v"
     namespace, _, name = to.rpartition(":")[0].partition("/")
     if name and get(context.world, "service", name, namespace) is None:

@@ -2,7 +2,9 @@
 # Solves the lesson: run as it is, all of it; `k8snet-lab solve --step` runs the function of one step.
 
 step_doors() {
-    k8snet-lab exec client-host -- curl -sS http://172.18.0.2:30080/
+    until k8snet-lab exec client-host -- curl -sS --max-time 2 http://172.18.0.2:30080/; do
+        sleep 0.2 # the pods may not be ready yet
+    done
     k8snet-lab exec client-host -- curl -sS http://172.18.0.3:30080/
 }
 
@@ -19,6 +21,11 @@ step_balancer() {
 
 step_local() {
     kubectl -n shop patch service web -p '{"spec": {"externalTrafficPolicy": "Local"}}'
+}
+
+step_local_port() {
+    kubectl -n shop patch service web \
+        -p '{"spec": {"type": "NodePort", "externalTrafficPolicy": "Local", "ports": [{"port": 80, "nodePort": 30080}]}}'
 }
 
 step_each() {

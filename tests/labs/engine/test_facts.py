@@ -130,3 +130,18 @@ def test_a_command_that_fails_is_no_fact() -> None:
 def test_what_the_learner_has_still_to_bring_about_is_missing(name: str, parameters: dict[str, Any]) -> None:
     with pytest.raises(MissingError):
         facts.expected(context(WORLD), name, parameters)
+
+
+def test_the_service_that_is_last_in_the_list() -> None:
+    """A real kube-proxy has its rules in any order; the last rule is for no Service."""
+    rules = """*nat
+-A KUBE-SERVICES -d 10.96.0.7/32 -p tcp -m comment --comment "a/b:c cluster IP" -m tcp --dport 80 -j KUBE-SVC-A
+-A KUBE-SERVICES -d 10.96.0.10/32 -p udp -m comment --comment "d/e:f cluster IP" -m udp --dport 53 -j KUBE-SVC-B
+-A KUBE-SERVICES -m comment --comment "… must be the last rule in this chain" -m addrtype --dst-type LOCAL -j KUBE-N
+-A KUBE-NODEPORTS -d 127.0.0.0/8 -p tcp -m tcp --dport 30080 -j KUBE-EXT-A
+"""
+    explained = {"node1: k8snet-trace explain 10.96.0.10:53/udp": prints({"passed": {"rules": 312.0}})}
+    world = FakeWorld({}, {"node1: iptables-save -t nat": prints(rules), **explained})
+    assert facts.expected(context(world), "rules_passed_by_last", {"node": "node1"}) == {"312"}
+    with pytest.raises(K8snetError, match="KUBE-SERVICES on node2 has no rule"):
+        facts.expected(context(world), "rules_passed_by_last", {"node": "node2"})
