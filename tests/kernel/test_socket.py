@@ -10,16 +10,18 @@ import os
 import secrets
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.kernel.conftest import Net, Tracer, open_or_skip
 from tests.kernel.traffic import echo, listener
 from tests.tracer.networks import Namespace
-from tracer import libbpf, netprograms
+from tracer import bpf, libbpf, netprograms
 from tracer.bpf import program_directory
 from tracer.events import IPPROTO_TCP, IPPROTO_UDP, Flag, Outcome, Shape
 from tracer.netprograms import SocketHook
@@ -164,13 +166,45 @@ def test_a_program_that_comes_later_is_noticed(
         tracer = Tracer(source, patience)
         assert tracer.source.sees_connect is (source.backend != "tracepoint")
         with redirected() as group:
-            until = time.monotonic() + 5 * patience
+            until = time.monotonic() + 20 * patience
             while not source.sees_connect:  # it looks twice a second, as long as it is read
                 assert time.monotonic() < until
                 source.read(0.1)
             call(client, group, "SOCK_STREAM", "connect")
             (record,) = tracer.collect(1, client)
     assert addresses(record.shape) == (ASKED, 80, BACKEND, 8000)
+
+
+def test_the_trace_goes_on_while_it_prepares_for_such_a_program(
+    open_backend: Callable[..., LiveSource],
+    patience: float,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """To compile takes seconds on a busy machine. What others write to descriptor 2 meanwhile is not lost."""
+    caught = bpf._caught_stderr
+
+    @contextlib.contextmanager
+    def slow() -> Iterator[Any]:
+        with caught() as written:
+            time.sleep(1.5 * patience)
+            yield written
+
+    monkeypatch.setattr(libbpf, "has_socket_address_programs", lambda: False)
+    with open_backend() as source:
+        if source.sees_connect:
+            return  # it has nothing to prepare
+        monkeypatch.setattr(bpf, "_caught_stderr", slow)
+        monkeypatch.setattr(libbpf, "has_socket_address_programs", lambda: True)
+        until, lines, meanwhile = time.monotonic() + 20 * patience, 0, 0
+        while not source.sees_connect:
+            assert time.monotonic() < until
+            source.read(0.05)
+            meanwhile += any(thread.name == "connect()" for thread in threading.enumerate())
+            os.write(2, b"%d\n" % lines)
+            lines += 1
+    assert meanwhile > 3
+    assert [int(line) for line in capfd.readouterr().err.split()] == list(range(lines))
 
 
 def test_tcp(cgroup: Path, net: Net, tracer: Tracer) -> None:

@@ -22,6 +22,7 @@ from tracer.events import AF_INET6, IPPROTO_UDP, OUTCOME_OFFSET, Flag, Outcome, 
 from tracer.source.arrivals import Arrivals
 from tracer.source.resets import resets_applied
 from tracer.source.ringbuffer import Item, RingBuffer
+from tracer.source.syscalls import Syscalls
 from tracer.source.translations import TRANSLATION, TUPLE, Translations
 
 DEFAULT_RING_BYTES = 4 << 20  # 32,768 records: 2.7 s of 12,000 connections a second
@@ -31,6 +32,7 @@ UDP_PATIENCE_NS = 2_000_000_000
 UPKEEP_SECONDS = 0.5
 # How long a connection that was established may still turn out to be reset before a byte came.
 RESET_SECONDS = 0.005
+CLOCK_LOOKS = 5
 
 BACKENDS = ("fentry", "kprobe", "tracepoint")
 _CORE = ("connections.c", "hooks_common.c")
@@ -39,8 +41,6 @@ _FILES = {
     "kprobe": (*_CORE, "hooks_functions.c", "hooks_kprobe.c"),
     "tracepoint": (*_CORE, "hooks_tracepoint.c"),
 }
-# What the tracepoint backend adds once a program is loaded that may rewrite addresses at the socket.
-_SYSCALL_FILES = ("connections.c", "hooks_syscall.c")
 _TRACEPOINTS = (
     "kfree_skb",
     "net_dev_queue",
@@ -115,7 +115,7 @@ class LiveSource:
         typed = _has_typed_tracepoints()
         self._defines = _defines(ring_bytes, typed)
         self._programs = bpf.Programs(_FILES[backend], self._defines)
-        self._syscall_programs: bpf.Programs | None = None
+        self._syscalls = Syscalls(self._programs, self._defines) if backend == "tracepoint" else None
         try:
             self._clock = self._programs.map("since_boot", 4, 8)
             self._set_clock()
@@ -126,7 +126,8 @@ class LiveSource:
         except BaseException:
             self._programs.close()
             raise
-        self._watch_syscalls()
+        if self._syscalls is not None:
+            self._syscalls.look(wait=True)
         bpf.release_compiler_memory()
         self._ring = RingBuffer(self._programs.map_fd("records"), ring_bytes)
         self._lost = self._programs.map("lost", 4, 8, per_cpu=True)
@@ -154,7 +155,8 @@ class LiveSource:
             if now >= self._next_upkeep:
                 self._next_upkeep = now + UPKEEP_SECONDS
                 self._set_clock()
-                self._watch_syscalls()
+                if self._syscalls is not None:
+                    self._syscalls.look()
                 expired = self._expire_datagrams()
             if waiting or expired:
                 return [*self._settled(waiting), *map(self._completed, expired)] if expired else self._settled(waiting)
@@ -190,14 +192,13 @@ class LiveSource:
 
     def _set_clock(self) -> None:
         """Tell the programs what time it is: the clock may be set, or drift, while a trace goes on."""
-        since_boot = time.time_ns() - time.monotonic_ns()
-        self._since_boot = since_boot
-        self._clock.set(struct.pack("=I", 0), struct.pack("=Q", since_boot))
+        self._since_boot = since_boot()
+        self._clock.set(struct.pack("=I", 0), struct.pack("=Q", self._since_boot))
 
     @property
     def sees_connect(self) -> bool:
         """Whether connect() itself is watched, and not only what it leads to (KNOWN_ISSUES.md)."""
-        return self.backend != "tracepoint" or self._syscall_programs is not None
+        return self._syscalls is None or self._syscalls.attached
 
     def losses(self) -> dict[str, int]:
         """See Source.losses."""
@@ -213,21 +214,9 @@ class LiveSource:
             self._closed = True
             self._translations.close()
             self._ring.close()
-            if self._syscall_programs:
-                self._syscall_programs.close()
+            if self._syscalls is not None:
+                self._syscalls.close()
             self._programs.close()
-
-    def _watch_syscalls(self) -> None:
-        """Look at what processes pass to connect() once there is a program that could rewrite it.
-
-        Every system call of the machine then costs two small programs more: 7 % of the throughput of short connections.
-        """
-        if self.sees_connect or not libbpf.has_socket_address_programs():
-            return
-        untyped = {name: value for name, value in self._defines.items() if name != "TYPED_ARGUMENTS"}
-        self._syscall_programs = bpf.Programs(_SYSCALL_FILES, untyped, maps_of=self._programs)
-        for name in ("sys_enter", "sys_exit"):
-            self._syscall_programs.attach(Hook(Kind.RAW_TRACEPOINT, name, f"on_{name}"))
 
     def _expire_datagrams(self) -> list[Item]:
         """Records of the datagrams that nobody has answered for UDP_PATIENCE_NS."""
@@ -284,6 +273,18 @@ class LiveSource:
             if known.flags & Flag.DNAT:
                 shape = shape._replace(backend=known.destination, bport=known.port)
         return time_ns, latency_ns, sport, shape.pack()
+
+
+def since_boot() -> int:
+    """What to add to CLOCK_MONOTONIC for nanoseconds since 1970.
+
+    On a busy machine others may run between a look at one clock and at the other: the quickest of a few looks counts.
+    """
+    looks = []
+    for _ in range(CLOCK_LOOKS):
+        before, now, after = time.monotonic_ns(), time.time_ns(), time.monotonic_ns()
+        looks.append((after - before, now - (before + after) // 2))
+    return min(looks)[1]
 
 
 def open_live(

@@ -296,9 +296,10 @@ def test_the_control_plane_shows_as_pods_that_come_back(victim: Lab, patience: f
 def test_pods_that_go_while_they_start_leave_no_process(victim: Lab, patience: float) -> None:
     deployment = ("-n", "fastapi", "deployment/lets-ship-it")
     cgroup = victim.ledger()["cgroup"]
+    # Of a GET that failed kubectl says "no objects passed to scale" only (pkg/cmd/scale); -v=6 tells how it failed.
     for _ in range(4):
-        victim.exec("node1", "kubectl", "scale", *deployment, "--replicas=30")
-        victim.exec("node1", "kubectl", "scale", *deployment, "--replicas=0")
+        victim.exec("node1", "kubectl", "scale", *deployment, "--replicas=30", "-v=6")
+        victim.exec("node1", "kubectl", "scale", *deployment, "--replicas=0", "-v=6")
     deadline = time.monotonic() + 20 * patience
     while (left := pod_cgroups(cgroup) - uids(victim)) or victim_pods(victim):
         assert time.monotonic() < deadline, _busy(cgroup, left)
