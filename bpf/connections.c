@@ -15,6 +15,7 @@
 #define UDP_ANSWERED_NS (120 * NANOSECONDS_PER_SECOND)
 /* One translation in the pod's node, one where the packet arrives (a NodePort of another node), and one to spare. */
 #define MAX_TRANSLATIONS 3
+#define TRANSLATED_DESTINATIONS 8192 /* 2 to the power of 13 */
 
 struct asked {
 	__u8 address[ADDRESS_LENGTH];
@@ -55,6 +56,11 @@ BPF_RINGBUF_OUTPUT(records, RING_BUFFER_PAGES);
  * may be about flows whose end we never see. */
 BPF_TABLE("hash", __u64, struct request, requests, MAX_REQUESTS);
 BPF_TABLE("lru_hash", struct tuple, struct translation, translations, MAX_TRANSLATED);
+/*
+ * By destination_hash(): whether a tuple with such a destination was ever put into `translations`. Looking there for one
+ * that is not in it costs a cache miss, and most destinations, such as a pod's address, are never translated.
+ */
+BPF_ARRAY(translated_destinations, __u8, TRANSLATED_DESTINATIONS);
 BPF_TABLE("lru_hash", __u64, struct asked, asked_by_thread, MAX_ASKED);
 BPF_TABLE("lru_hash", __u64, struct asked, asked_by_socket, MAX_ASKED);
 BPF_TABLE("lru_hash", struct tuple, struct datagram_flow, datagram_flows, MAX_DATAGRAMS);
@@ -62,6 +68,8 @@ BPF_TABLE("hash", struct tuple, struct request, datagram_requests, MAX_DATAGRAMS
 BPF_TABLE("lru_hash", struct tuple, struct tuple, datagram_answers, MAX_DATAGRAMS);
 BPF_PERCPU_ARRAY(lost, __u64, LOST_STAGES);
 BPF_ARRAY(attention_until, __u64, 1);
+/* Whether anything was ever noted in asked_by_thread: as long as nothing was, nobody need look there. */
+BPF_ARRAY(any_asked, __u64, 1);
 /* What user space adds to CLOCK_MONOTONIC for nanoseconds since the Unix epoch; it keeps this up to date. */
 BPF_ARRAY(since_boot, __u64, 1);
 
@@ -72,13 +80,13 @@ static __always_inline void count_lost(int stage)
 		*count += 1;
 }
 
-/* Fill in who is running now. Only in process context is that who asked. */
-static __always_inline void note_process(struct request *request, __u64 sk)
+/* Fill in who is running now. Only in process context is that who asked. `netns`: of the socket. */
+static __always_inline void note_process(struct request *request, __u32 netns)
 {
 	request->time_ns = bpf_ktime_get_ns();
 	request->cgroup_id = bpf_get_current_cgroup_id();
 	request->pid = bpf_get_current_pid_tgid() >> 32;
-	request->netns = netns_inode(READ(__u64, sk, SOCK_NET));
+	request->netns = netns;
 	bpf_get_current_comm(request->comm, sizeof(request->comm));
 }
 
@@ -124,6 +132,18 @@ static __always_inline void note_asked(const __u8 *address, __u32 fd)
 		return; /* no internet address: AF_UNIX, AF_UNSPEC (disconnect), … */
 	}
 	asked_by_thread.update(&thread, &asked);
+	int zero = 0;
+	__u64 *any = any_asked.lookup(&zero);
+	if (any && !*any)
+		*any = 1;
+}
+
+/* What this thread has just passed to the kernel, if that is watched. */
+static __always_inline struct asked *asked_here(__u64 thread)
+{
+	int zero = 0;
+	__u64 *any = any_asked.lookup(&zero);
+	return any && *any ? asked_by_thread.lookup(&thread) : NULL;
 }
 
 /*
@@ -147,6 +167,29 @@ static __always_inline bool is_translated(const struct asked *asked, const struc
 
 /* ---- the record ---- */
 
+/* 13 bits of a tuple's destination. tracer/source/translations.py has the same. */
+static __always_inline __u32 destination_hash(const struct tuple *tuple)
+{
+	const __u32 *address = (const __u32 *)tuple->destination;
+	__u32 folded = address[0] ^ address[1] ^ address[2] ^ address[3] ^ tuple->destination_port;
+	return folded * 0x9e3779b1u >> 19;
+}
+
+static __always_inline void mark_destination(const struct tuple *tuple)
+{
+	__u32 hash = destination_hash(tuple);
+	__u8 *mark = translated_destinations.lookup(&hash);
+	if (mark && !*mark)
+		*mark = 1;
+}
+
+static __always_inline bool may_be_translated(const struct tuple *tuple)
+{
+	__u32 hash = destination_hash(tuple);
+	__u8 *mark = translated_destinations.lookup(&hash);
+	return mark && *mark;
+}
+
 /*
  * Follow the translations of `tuple` from namespace to namespace; leaves the last tuple in place. Returns FLAG_ bits.
  */
@@ -155,6 +198,8 @@ static __always_inline __u8 follow_translations(struct tuple *tuple, __u32 *nat_
 	__u8 flags = 0;
 #pragma unroll
 	for (int i = 0; i < MAX_TRANSLATIONS; i++) {
+		if (!may_be_translated(tuple))
+			break;
 		struct translation *translation = translations.lookup(tuple);
 		if (!translation)
 			break;
@@ -281,9 +326,10 @@ static __always_inline void open_request(__u64 sk)
 {
 	__u64 key = sk;
 	struct request request = {};
-	note_process(&request, sk);
+	__u64 net = FIELD(__u64, sk, SOCK_NET);
+	note_process(&request, FIELD(__u32, net, NET_INUM));
 	__u64 thread = bpf_get_current_pid_tgid();
-	struct asked *asked = asked_by_thread.lookup(&thread);
+	struct asked *asked = asked_here(thread);
 	if (asked) {
 		request.asked = *asked;
 		/* The connect() that returns later has then nothing more to tell. */
@@ -369,7 +415,7 @@ static __always_inline void fail_unrouted(const struct asked *asked, __u64 sk, _
 {
 	struct request request = {};
 	struct tuple tuple = {};
-	note_process(&request, sk);
+	note_process(&request, netns_inode(READ(__u64, sk, SOCK_NET)));
 	tuple.protocol = protocol;
 	tuple.l3 = asked->family == 6 ? K8SNET_AF_INET6 : K8SNET_AF_INET;
 	tuple.destination_port = __builtin_bswap16(asked->port);
@@ -402,18 +448,36 @@ static __always_inline void finish_connect(const struct asked *asked, __u64 sk, 
 
 /* ---- conntrack ---- */
 
-static __always_inline void read_conntrack_tuple(__u64 ct, int direction, struct tuple *tuple)
+static __always_inline void copy_conntrack_tuple(const struct conntrack_tuple *from, struct tuple *tuple)
 {
-	struct conntrack_tuple from = {};
-	bpf_probe_read_kernel(
-		&from, sizeof(from), (void *)(ct + CT_TUPLEHASH + direction * TUPLEHASH_SIZE + TUPLEHASH_TUPLE));
-	__builtin_memcpy(tuple->source, from.source, 16);
-	__builtin_memcpy(tuple->destination, from.destination, 16);
-	tuple->source_port = from.source_port;
-	tuple->destination_port = from.destination_port;
-	tuple->l3 = from.l3;
-	tuple->protocol = from.protocol;
+	__builtin_memcpy(tuple->source, from->source, 16);
+	__builtin_memcpy(tuple->destination, from->destination, 16);
+	tuple->source_port = from->source_port;
+	tuple->destination_port = from->destination_port;
+	tuple->l3 = from->l3;
+	tuple->protocol = from->protocol;
 	tuple->pad = 0;
+}
+
+/* Both tuples of an entry: of packets as they were asked for, and of those that answer. */
+static __always_inline void read_conntrack_tuples(__u64 ct, struct tuple *original, struct tuple *reply)
+{
+	__u64 both[TUPLEHASH_SIZE * 2 / 8] = {};
+	const __u8 *start = (const __u8 *)both + TUPLEHASH_TUPLE;
+	bpf_probe_read_kernel(both, sizeof(both), (void *)(ct + CT_TUPLEHASH));
+	copy_conntrack_tuple((const struct conntrack_tuple *)start, original);
+	copy_conntrack_tuple((const struct conntrack_tuple *)(start + TUPLEHASH_SIZE), reply);
+}
+
+/* Whether it is known that packets with the tuple `original` become those with `after`. */
+static __always_inline bool is_noted(const struct tuple *original, const struct tuple *after)
+{
+	struct translation *known = translations.lookup((struct tuple *)original);
+	if (!known)
+		return false;
+	/* Not if the ports have come round again. */
+	const __u64 *now = (const __u64 *)after, *then = (const __u64 *)&known->after;
+	return now[0] == then[0] && now[1] == then[1] && now[2] == then[2] && now[3] == then[3] && now[4] == then[4];
 }
 
 /*
@@ -428,23 +492,21 @@ static __always_inline void note_translation(__u64 ct, bool is_answer)
 		return;
 	struct tuple original, reply;
 	struct translation translation = {};
-	read_conntrack_tuple(ct, 0, &original);
-	if (original.protocol != PROTOCOL_TCP && original.protocol != PROTOCOL_UDP)
+	read_conntrack_tuples(ct, &original, &reply);
+	bool is_tcp = original.protocol == PROTOCOL_TCP;
+	if (!is_tcp && original.protocol != PROTOCOL_UDP)
 		return;
-	struct translation *known = translations.lookup(&original);
-	if (known && is_answer)
+	if (is_answer && translations.lookup(&original))
 		return;
-	read_conntrack_tuple(ct, 1, &reply);
 	reverse_tuple(&reply, &translation.after);
-	if (known) {
-		/* The same, unless the ports have come round again. */
-		const __u64 *now = (const __u64 *)&translation.after, *then = (const __u64 *)&known->after;
-		if (now[0] == then[0] && now[1] == then[1] && now[2] == then[2] && now[3] == then[3] &&
-			now[4] == then[4])
-			return;
-	}
+	/* Many packets of a datagram flow may be new to conntrack; one of a TCP connection, unless it is sent again. */
+	if (!is_tcp && is_noted(&original, &translation.after))
+		return;
 	translation.status = status & (STATUS_SNAT | STATUS_DNAT);
 	translation.netns = netns_inode(READ(__u64, ct, CT_NET));
+	mark_destination(&original);
+	if (is_tcp && (!translations.insert(&original, &translation) || is_noted(&original, &translation.after)))
+		return;
 	if (translations.update(&original, &translation))
 		count_lost(LOST_NAT_MAP);
 }
@@ -529,8 +591,7 @@ static __always_inline void send_datagram(__u64 skb, __u64 sk, __u64 ct, int cti
 		return;
 	if (ct) {
 		/* The packet may be rewritten already; the entry holds what was asked, and what will answer. */
-		read_conntrack_tuple(ct, 0, &tuple);
-		read_conntrack_tuple(ct, 1, &answer);
+		read_conntrack_tuples(ct, &tuple, &answer);
 	} else {
 		__u64 header = READ(__u64, skb, SKB_HEAD) + READ(__u16, skb, SKB_NETWORK_HEADER);
 		if (!read_packet_tuple(header, &tuple, &protocol))
@@ -554,10 +615,10 @@ static __always_inline void send_datagram(__u64 skb, __u64 sk, __u64 ct, int cti
 		return;
 	}
 	struct request request = {};
-	note_process(&request, sk);
+	note_process(&request, netns_inode(READ(__u64, sk, SOCK_NET)));
 	request.doubtful = !looked && may_be_server(sk);
 	__u64 thread = bpf_get_current_pid_tgid();
-	struct asked *asked = asked_by_thread.lookup(&thread);
+	struct asked *asked = asked_here(thread);
 	if (!asked)
 		asked = asked_by_socket.lookup(&sk);
 	if (asked)
@@ -666,11 +727,14 @@ static __always_inline void receive_packet(__u64 header)
  */
 static __always_inline void watch_queued(__u64 skb, __u64 sk, __u64 nfct)
 {
-	bool sent_here = sk && FIELD(__u16, sk, SOCK_PROTOCOL) == PROTOCOL_UDP;
+	__u16 protocol = sk ? FIELD(__u16, sk, SOCK_PROTOCOL) : 0;
+	bool sent_here = protocol == PROTOCOL_UDP;
+	if (protocol == PROTOCOL_TCP)
+		return;
 	if (sent_here)
 		send_datagram(skb, sk, nfct & ~CTINFO_MASK, nfct & CTINFO_MASK);
 	if (!look_at_arrivals())
 		return;
 	if (!sent_here || READ(__u32, READ(__u64, skb, SKB_DEV), DEVICE_FLAGS) & DEVICE_LOOPBACK)
-		receive_packet(READ(__u64, skb, SKB_HEAD) + READ(__u16, skb, SKB_NETWORK_HEADER));
+		receive_packet(FIELD(__u64, skb, SKB_HEAD) + FIELD(__u16, skb, SKB_NETWORK_HEADER));
 }

@@ -12,7 +12,12 @@ int on_inet_sock_set_state(__u64 *ctx)
 	int oldstate = ctx[1], newstate = ctx[2];
 
 	if (oldstate == STATE_SYN_SENT || oldstate == STATE_SYN_RECV) {
-		/* From SYN_RECV it is an accepted connection, whose lookup finds nothing, or a simultaneous open. */
+		/*
+		 * From SYN_RECV it is a simultaneous open, or an accepted connection, for which nobody has a file yet
+		 * (tcp_v4_syn_recv_sock): it is no request.
+		 */
+		if (oldstate == STATE_SYN_RECV && !FIELD(__u64, sk, SOCK_SOCKET))
+			return 0;
 		if (newstate == STATE_ESTABLISHED || newstate == STATE_CLOSE)
 			finish_request(sk, newstate == STATE_ESTABLISHED);
 	} else if (newstate == STATE_SYN_SENT && FIELD(__u16, sk, SOCK_PROTOCOL) == PROTOCOL_TCP) {

@@ -31,6 +31,7 @@ FIELDS: dict[str, tuple[str, str]] = {
     "SOCK_SADDR6": ("sock", "__sk_common.skc_v6_rcv_saddr"),
     "SOCK_NET": ("sock", "__sk_common.skc_net.net"),
     "SOCK_ERR": ("sock", "sk_err"),
+    "SOCK_SOCKET": ("sock", "sk_socket"),
     "SOCK_ERROR_QUEUE": ("sock", "sk_error_queue"),
     "SKB_PREV": ("sk_buff", "prev"),
     "SKB_CB": ("sk_buff", "cb"),

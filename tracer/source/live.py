@@ -132,7 +132,10 @@ class LiveSource:
         self._ring = RingBuffer(self._programs.map_fd("records"), ring_bytes)
         self._lost = self._programs.map("lost", 4, 8, per_cpu=True)
         self._unanswered = self._programs.map("datagram_requests", TUPLE.size, _REQUEST.size)
-        self._translations = Translations(self._programs.map("translations", TUPLE.size, TRANSLATION.size))
+        self._translations = Translations(
+            self._programs.map("translations", TUPLE.size, TRANSLATION.size),
+            self._programs.map("translated_destinations", 4, 1),
+        )
         # Every namespace: on kind and in the miniature cluster each node is one.
         seed = threading.Thread(target=lambda: self._translations.seed(netns.every().items()), name="seed", daemon=True)
         seed.start()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+import sys
 import threading
 import time
 from collections import deque
@@ -30,6 +31,7 @@ TUPLE = struct.Struct("=16s16s2s2sHBx")
 # struct translation in bpf/connections.c: after, netns, status
 TRANSLATION = struct.Struct(f"={TUPLE.size}sII")
 MAX_HOPS = 3  # MAX_TRANSLATIONS in bpf/connections.c
+_DESTINATION = struct.Struct("=16x4I2xH4x")  # the same bytes, as destination_hash in bpf/connections.c sees them
 LOOK_AGAIN_SECONDS = 5.0  # how long a namespace without entries is believed to track nothing
 MAX_QUESTIONS_PER_SECOND = 20
 
@@ -55,10 +57,14 @@ def pack_tuple(protocol: int, flow: conntrack.FlowTuple) -> bytes:
 
 
 class Translations:
-    """The programs' map of translations, and the connection-tracking tables of the machine's namespaces behind it."""
+    """The programs' map of translations, and the connection-tracking tables of the machine's namespaces behind it.
 
-    def __init__(self, known: RawMap) -> None:
+    `destinations`: the programs' map of which destinations are in it.
+    """
+
+    def __init__(self, known: RawMap, destinations: RawMap) -> None:
         self._known = known
+        self._destinations = destinations
         self._closed = threading.Event()
         self._tracking: dict[int, bool] = {}
         self._look_again = 0.0
@@ -130,7 +136,15 @@ class Translations:
     def _store(self, entry: conntrack.Entry, inode: int) -> None:
         status = entry.status & IPS_NAT_MASK
         after = pack_tuple(entry.protocol, entry.reply.reversed())
-        self._known.set(pack_tuple(entry.protocol, entry.orig), TRANSLATION.pack(after, inode, status))
+        original = pack_tuple(entry.protocol, entry.orig)
+        self._destinations.set(_destination_hash(original).to_bytes(4, sys.byteorder), b"\1")
+        self._known.set(original, TRANSLATION.pack(after, inode, status))
+
+
+def _destination_hash(packed: bytes) -> int:
+    """As in bpf/connections.c: 13 bits of a packed tuple's destination."""
+    a, b, c, d, port = map(int, _DESTINATION.unpack(packed))
+    return ((a ^ b ^ c ^ d ^ port) * 0x9E3779B1 & 0xFFFFFFFF) >> 19
 
 
 def _tracks(path: str) -> bool:
