@@ -3,9 +3,9 @@
     NAME-control-plane ─▶ node1, NAME-worker ─▶ node2
 
 What is real: the API, kubectl, the nodes' kernel and its rules, the live trace. What is played: docker, the ConfigMaps
-of kubeadm and kube-proxy, and the public image, which this machine's own programs stand for; and on a cluster that is
-to have no kube-proxy, RBAC's kinds, and what `kind install` puts into nodes. What belongs here: playing. What does not:
-assertions.
+of kubeadm and kube-proxy, the public image, which this machine's own programs stand for, and, when asked for, how the
+nodes of kind route; and on a cluster that is to have no kube-proxy, RBAC's kinds, and what `kind install` puts into
+nodes. What belongs here: playing. What does not: assertions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import scapy
 import yaml
 
 from labs.engine.kind import images
-from tests.labs.lab import Lab
+from tests.labs.lab import Lab, lab
 from tests.labs.machine import REPOSITORY
 
 DOCKER = """#!{python}
@@ -87,6 +87,17 @@ elif words[0] == "exec":
     os.execv(line[0], line)
 else:
     sys.exit(f"docker {{words}}")
+"""
+# Routes to a node's own pods as the CNI plugin ptp v1.7.1 makes them (plugins/main/ptp, AddHostRoute in pkg/ip), and
+# reverse path filtering as the node image of kind v0.29.0 has it (images/base/files/etc/sysctl.d).
+ROUTING = """
+ip route show scope link | sed -n 's/^\\([0-9.]*\\) dev \\(veth[^ ]*\\) .*/\\1 dev \\2/p' | while read -r route; do
+    ip route delete $route
+    ip route add $route scope host
+done
+for file in /proc/sys/net/ipv4/conf/*/rp_filter; do
+    echo 1 >$file
+done
 """
 CONFIG_MAP = """
 apiVersion: v1
@@ -180,6 +191,11 @@ class KindLike:
         done = subprocess.run(["kubectl", *arguments], input=feed, env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
+
+    def route_as_kind(self) -> None:
+        """Have the nodes route to the pods that there are as kind's do."""
+        for node in ("node1", "node2"):
+            lab("exec", "--name", self.name, node, "--", "sh", "-eu", feed=ROUTING)
 
     def proxy_mode(self, mode: str) -> None:
         """Have kube-proxy's ConfigMap say so."""

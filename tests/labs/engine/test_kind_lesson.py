@@ -255,10 +255,12 @@ def becomes(like: KindLike, walk: Walk, wanted: dict[str, Any], seconds: float =
 
 @pytest.mark.parametrize("lesson", KIND_LESSONS)
 def test_solutions_pass(walk: Walk, like: KindLike, lesson: str) -> None:
-    """As far as this cluster is like one of kind: what differs is its nodes' names, its CNI, and its images."""
+    """As far as this cluster is like one of kind: what differs is its nodes' names, its CNI plugin, its images."""
     walk.stop()
     before = state(like, walk)
     walk.start(walk.course.find(lesson), on="kind")
+    like.route_as_kind()
+    assert "scope host" in lab("exec", "--name", like.name, "node1", "--", "ip", "route").stdout
     report = walk.solve(one=False)
     assert report.now is None, report.walked[-1]
     walk.stop()
