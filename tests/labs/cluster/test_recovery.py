@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -293,19 +294,36 @@ def test_the_control_plane_shows_as_pods_that_come_back(victim: Lab, patience: f
     wait_until_ready(victim, patience)
 
 
-def test_pods_that_go_while_they_start_leave_no_process(victim: Lab, patience: float) -> None:
+def test_pods_that_go_while_they_start_leave_no_process(
+    victim: Lab, patience: float, record_property: Callable[[str, object], None]
+) -> None:
     deployment = ("-n", "fastapi", "deployment/lets-ship-it")
     cgroup = victim.ledger()["cgroup"]
-    # Of a GET that failed kubectl says "no objects passed to scale" only (pkg/cmd/scale); -v=6 tells how it failed.
     for _ in range(4):
-        victim.exec("node1", "kubectl", "scale", *deployment, "--replicas=30", "-v=6")
-        victim.exec("node1", "kubectl", "scale", *deployment, "--replicas=0", "-v=6")
+        for replicas in (30, 0):
+            failure = scale(victim, *deployment, f"--replicas={replicas}")
+            if failure is not None:
+                record_property("request that failed", failure)  # to be found in the report
     deadline = time.monotonic() + 20 * patience
     while (left := pod_cgroups(cgroup) - uids(victim)) or victim_pods(victim):
         assert time.monotonic() < deadline, _busy(cgroup, left)
         time.sleep(0.5)  # to ask is work for the cluster, too
     victim.exec("node1", "kubectl", "scale", *deployment, "--replicas=3")
     wait_until_ready(victim, patience)
+
+
+def scale(cluster: Lab, *arguments: str) -> str | None:
+    """Scale, and once more where a request fails; what kubectl said of it then.
+
+    That happened once, in CI, and not again in more than 1,200 tries: KNOWN_ISSUES.md has it. Without -v=6 kubectl says
+    only "no objects passed to scale" (pkg/cmd/scale), and not how the request failed.
+    """
+    command = ("kubectl", "scale", *arguments, "-v=6")
+    done = cluster.exec("node1", *command, check=False)
+    if done.returncode == 0:
+        return None
+    cluster.exec("node1", *command)
+    return f"{done.stdout}{done.stderr}"
 
 
 def _busy(root: str, uids: set[str]) -> list[str]:
