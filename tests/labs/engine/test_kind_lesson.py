@@ -19,7 +19,7 @@ import pytest
 
 from labs.engine import faults, recorder, undo
 from labs.engine.course import Course
-from labs.engine.kind import names, prepare
+from labs.engine.kind import names, outside, prepare
 from labs.engine.kind.world import KindCluster
 from labs.engine.outcome import Result
 from labs.engine.progress import Home
@@ -154,7 +154,7 @@ def test_a_cluster_that_does_not_fit(walk: Walk, like: KindLike, monkeypatch: py
     assert walk.opened is None
 
 
-def test_a_host_outside(walk: Walk, like: KindLike) -> None:
+def test_a_host_outside(walk: Walk, like: KindLike, monkeypatch: pytest.MonkeyPatch) -> None:
     lesson = walk.course.find(LESSON)
     wants = replace(lesson, requires=replace(lesson.requires, outside=True))
     walk.start(wants, on="kind")
@@ -164,6 +164,9 @@ def test_a_host_outside(walk: Walk, like: KindLike) -> None:
     assert said.stdout == "client-host\n"
     assert walk.stop()
     assert not like.outside.exists()
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", "/nowhere")
+        outside.stop(KindCluster(like.name, walk.home))  # a lesson can be closed when Docker is gone
 
 
 def test_names_and_addresses(walk: Walk, like: KindLike, monkeypatch: pytest.MonkeyPatch) -> None:
