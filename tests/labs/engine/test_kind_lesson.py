@@ -218,9 +218,10 @@ def test_pods_may_be_on_the_control_plane(walk: Walk, like: KindLike) -> None:
 KIND_LESSONS = [one.id for one in Course.read().lessons if "kind" in one.worlds and one.requires.proxy != "ebpf"]
 
 
-def test_there_are_lessons_for_kind() -> None:
-    assert LESSON in KIND_LESSONS
-    assert len(KIND_LESSONS) > 2
+def test_every_lesson_is_for_kind_too() -> None:
+    lessons = Course.read().lessons
+    assert [lesson.id for lesson in lessons if "kind" not in lesson.worlds] == []
+    assert len(KIND_LESSONS) == len(lessons) - 1
 
 
 FAULTY = [lesson for lesson in KIND_LESSONS if any(step.faults for step in Course.read().find(lesson).steps)]
