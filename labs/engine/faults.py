@@ -15,6 +15,7 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from labs.cluster.mergepatch import merge
 from labs.engine import socketmaps, undo
 from labs.engine.checks import kernel
 from labs.engine.checks.objects import with_addresses
@@ -135,7 +136,7 @@ def recreate(
     """Delete an object and make it anew, changed by a merge patch: for fields that can't be changed."""
     found = _found(world, kind, name, namespace)
     yield from undo.change(found, patch, anew=True)
-    document = json.dumps(undo.merged(undo.unmade(found), patch))
+    document = json.dumps(merge(undo.unmade(found), patch))
     _must(world.kubectl("replace", "--force", "-f", "-", feed=document), f"kubectl replace {kind} {name}")
 
 

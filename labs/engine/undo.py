@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from labs.cluster.mergepatch import merge
 from labs.engine.world import World, get
 from tracer.errors import K8snetError
 
@@ -31,7 +32,7 @@ def change(was: Mapping[str, Any], patch: Mapping[str, Any], *, anew: bool = Fal
 
     `anew`: by making the object anew, for fields that can't be changed.
     """
-    if merged(was, patch) != was:
+    if merge(was, patch) != was:
         yield {"object": unmade(was), "patch": inverse(was, patch), "anew": anew}
 
 
@@ -39,19 +40,6 @@ def unmade(found: Mapping[str, Any]) -> dict[str, Any]:
     """An object as it would be made, without what the server adds."""
     metadata = {key: value for key, value in found["metadata"].items() if key not in OF_THE_SERVER}
     return {**{key: value for key, value in found.items() if key != "status"}, "metadata": metadata}
-
-
-def merged(document: Any, patch: Any) -> Any:
-    """RFC 7386."""
-    if not isinstance(patch, Mapping):
-        return patch
-    result = dict(document) if isinstance(document, Mapping) else {}
-    for key, value in patch.items():
-        if value is None:
-            result.pop(key, None)
-        else:
-            result[key] = merged(result.get(key), value)
-    return result
 
 
 def inverse(was: Any, patch: Any) -> Any:
@@ -77,7 +65,7 @@ def _restore(world: World, one: Undo) -> None:
     found = get(world, kind, name, namespace)
     if found is None:
         world.kubectl("create", "-f", "-", feed=json.dumps(was))
-    elif merged(found, patch) == found:
+    elif merge(found, patch) == found:
         return  # somebody has mended it
     elif one["anew"]:
         world.kubectl("replace", "--force", "-f", "-", feed=json.dumps(was))

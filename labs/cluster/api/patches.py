@@ -15,6 +15,7 @@ from typing import Any
 from labs.cluster import schema
 from labs.cluster.api import status, strategic
 from labs.cluster.api.bodies import YAML_TYPE, decode
+from labs.cluster.mergepatch import merge
 from labs.cluster.resources import Object
 
 JSON_PATCH = "application/json-patch+json"
@@ -66,19 +67,6 @@ def patched(item: Object, patch: Any, media_type: str, kind: str | None) -> Obje
             raise status.unprocessable(str(error)) from None
     if not isinstance(result, dict):
         raise status.unprocessable("the patch makes no object")
-    return result
-
-
-def merge(target: Any, patch: Any) -> Any:
-    """RFC 7386, section 2."""
-    if not isinstance(patch, dict):
-        return patch
-    result = dict(target) if isinstance(target, dict) else {}
-    for key, value in patch.items():
-        if value is None:
-            result.pop(key, None)
-        else:
-            result[key] = merge(result.get(key), value)
     return result
 
 

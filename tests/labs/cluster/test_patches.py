@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from labs.cluster.api import apply, strategic
-from labs.cluster.api.patches import JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH, merge, patched
+from labs.cluster.api.patches import JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH, patched
 from labs.cluster.api.status import ApiError
+from labs.cluster.mergepatch import merge
 from labs.cluster.resources import DEPLOYMENTS
 
 POD = "core_v1.Pod"

@@ -15,13 +15,18 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import scapy
 import yaml
 
+from labs.engine.course import Course
 from labs.engine.kind import images
+from labs.engine.progress import Home
+from labs.engine.session import Walk
 from tests.labs.lab import Lab, lab
 from tests.labs.machine import REPOSITORY
 
@@ -232,3 +237,18 @@ def _with_libraries(text: str) -> str:
     for container in images._containers(documents):
         container.setdefault("env", []).append({"name": "PYTHONPATH", "value": str(Path(scapy.__file__).parents[1])})
     return yaml.safe_dump_all(documents)
+
+
+@contextmanager
+def walking(like: KindLike, directory: Path) -> Iterator[Walk]:
+    """A walk of somebody whose files are in `directory`, on that cluster; what was open is closed afterwards."""
+    where = Home(directory / "state" / "k8snet", directory / "files", (os.geteuid(), os.getegid()))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        like.set(monkeypatch)
+        for name, value in where.environment.items():
+            monkeypatch.setenv(name, value)
+        made = Walk(Course.read(), where, like.name)
+        try:
+            yield made
+        finally:
+            made.stop()

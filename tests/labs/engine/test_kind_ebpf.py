@@ -6,7 +6,6 @@ into the node's files, with its token; what it does there.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,12 +16,11 @@ import yaml
 from labs.cluster.ebpfnode import DIRECTORY
 from labs.cluster.ebpfproxy import PINS
 from labs.engine import socketmaps
-from labs.engine.course import Course
 from labs.engine.kind import images, servicelb
 from labs.engine.kind.world import KindCluster
 from labs.engine.progress import Home
 from labs.engine.session import Walk
-from tests.labs.engine.kindlike import LAB, REMOVE, KindLike
+from tests.labs.engine.kindlike import LAB, REMOVE, KindLike, walking
 from tests.labs.lab import Lab
 from tracer.errors import UsageError
 
@@ -39,17 +37,8 @@ def like(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KindLike]:
 
 @pytest.fixture(scope="module")
 def walk(like: KindLike, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walk]:
-    tmp_path = tmp_path_factory.mktemp("learner")
-    where = Home(tmp_path / "state" / "k8snet", tmp_path / "files", (os.geteuid(), os.getegid()))
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        like.set(monkeypatch)
-        for name, value in where.environment.items():
-            monkeypatch.setenv(name, value)
-        made = Walk(Course.read(), where, like.name)
-        try:
-            yield made
-        finally:
-            made.stop()
+    with walking(like, tmp_path_factory.mktemp("learner")) as made:
+        yield made
 
 
 def documents() -> dict[str, Any]:

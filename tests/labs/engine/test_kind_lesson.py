@@ -22,11 +22,10 @@ from labs.engine.course import Course
 from labs.engine.kind import names, outside, prepare
 from labs.engine.kind.world import KindCluster
 from labs.engine.outcome import Result
-from labs.engine.progress import Home
 from labs.engine.session import Walk
 from labs.engine.undo import Undo
 from labs.engine.world import Blocked, Ran, get
-from tests.labs.engine.kindlike import KindLike
+from tests.labs.engine.kindlike import KindLike, walking
 from tests.labs.lab import Lab, lab
 from tracer.errors import MissingError, UsageError
 
@@ -44,18 +43,9 @@ def like(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KindLike]:
 @pytest.fixture(scope="module")
 def walk(like: KindLike, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walk]:
     """A walk with the lesson open on that cluster."""
-    tmp_path = tmp_path_factory.mktemp("learner")
-    where = Home(tmp_path / "state" / "k8snet", tmp_path / "files", (os.geteuid(), os.getegid()))
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        like.set(monkeypatch)
-        for name, value in where.environment.items():
-            monkeypatch.setenv(name, value)
-        made = Walk(Course.read(), where, like.name)
-        try:
-            made.start(made.course.find(LESSON), on="kind")
-            yield made
-        finally:
-            made.stop()
+    with walking(like, tmp_path_factory.mktemp("learner")) as made:
+        made.start(made.course.find(LESSON), on="kind")
+        yield made
 
 
 def pods(like: KindLike) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from labs.cluster.mergepatch import merge
 from labs.engine import faults, undo
 from labs.engine.world import Blocked, Ran
 from tests.labs.engine.fake import FakeWorld, prints
@@ -29,8 +30,8 @@ WAS = {"a": 1, "b": {"c": 2, "d": {"e": 3}}, "f": [1, 2]}
 )
 def test_a_merge_patch_is_taken_back_by_another(patch: dict[str, Any], back: dict[str, Any]) -> None:
     assert undo.inverse(WAS, patch) == back
-    assert undo.merged(undo.merged(WAS, patch), back) == WAS
-    assert undo.merged(WAS, back) == WAS
+    assert merge(merge(WAS, patch), back) == WAS
+    assert merge(WAS, back) == WAS
 
 
 def service(selector: dict[str, str]) -> dict[str, Any]:
