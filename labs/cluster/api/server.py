@@ -107,7 +107,7 @@ class ApiServer:
             return _json(status.ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, "InternalError", message).body, 500)
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        path = request.path.rstrip("/") or "/"
+        path = request.path.rstrip("/") or request.raw_path.partition("?")[0]  # "/." and "//" are not the root
         user = auth.impersonated(request, auth.authenticate(request, self._tokens))
         if (told := health.answer(request, path)) is not None:
             return told

@@ -320,6 +320,7 @@ class TestReading:
         paths = client.get("/")[1]["paths"]
         assert {"/api/v1", "/apis/apps/v1", "/healthz/ping", "/version"} <= set(paths)
         assert all(client.text(path) for path in paths)
+        assert [client.get(path)[0] for path in ("//", "/.", "/%2F")] == [404, 404, 404], "these are not the root"
 
     def test_watch_from_the_beginning_and_from_a_version(self, client: Client) -> None:
         path = "/api/v1/namespaces/fastapi/services?watch=1&timeoutSeconds=1"

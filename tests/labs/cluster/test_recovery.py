@@ -295,7 +295,7 @@ def test_the_control_plane_shows_as_pods_that_come_back(victim: Lab, patience: f
 
 
 def test_pods_that_go_while_they_start_leave_no_process(
-    victim: Lab, patience: float, record_property: Callable[[str, object], None]
+    victim: Lab, patience: float, record_testsuite_property: Callable[[str, object], None]
 ) -> None:
     deployment = ("-n", "fastapi", "deployment/lets-ship-it")
     cgroup = victim.ledger()["cgroup"]
@@ -303,7 +303,7 @@ def test_pods_that_go_while_they_start_leave_no_process(
         for replicas in (30, 0):
             failure = scale(victim, *deployment, f"--replicas={replicas}")
             if failure is not None:
-                record_property("request that failed", failure)  # to be found in the report
+                record_testsuite_property("request that failed", failure)  # to be found in the report
     deadline = time.monotonic() + 20 * patience
     while (left := pod_cgroups(cgroup) - uids(victim)) or victim_pods(victim):
         assert time.monotonic() < deadline, _busy(cgroup, left)
