@@ -215,6 +215,7 @@ def _check(walk: Walk, output: str = "text") -> int:
     _require_root()
     with StatusLine() as status:
         status.show("looking")
+        walk.say = status.show
         report = walk.check()
     if output == "json":
         click.echo(json.dumps(report.to_json(), indent=2))

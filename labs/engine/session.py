@@ -234,6 +234,8 @@ class Walk:
 
     def _prepare(self, step: Step) -> None:
         lesson = self.lesson
+        if step.apply or step.faults:
+            self.say(f"preparing step {lesson.steps.index(step) + 1}")
         for name in step.apply:
             text = self.worded(lesson.directory / "manifests" / name)
             _must(self.world.apply(text), f"kubectl apply {name}")

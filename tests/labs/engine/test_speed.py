@@ -18,9 +18,10 @@ from tests.labs.lab import Lab, lab
 
 pytestmark = [pytest.mark.root, pytest.mark.bpf, pytest.mark.slow, pytest.mark.alone]
 
-START_SECONDS = 4.0
-CHECK_SECONDS = 2.0
-MEASURING = {("o-of-n", "measure"): 20.0}  # its check measures new connections: that is what it is for
+# Twice what is promised, 4 s and 2 s: the machines of tests differ, and have neighbours.
+START_SECONDS = 8.0
+CHECK_SECONDS = 4.0
+MEASURING = {("o-of-n", "measure"): 40.0}  # its check measures new connections: that is what it is for
 TRIES = 3
 LESSONS = [lesson.id for lesson in Course.read().lessons]
 
