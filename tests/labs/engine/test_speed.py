@@ -20,6 +20,7 @@ pytestmark = [pytest.mark.root, pytest.mark.bpf, pytest.mark.slow, pytest.mark.a
 
 # Twice what is promised, 4 s and 2 s: the machines of tests differ, and have neighbours.
 START_SECONDS = 8.0
+COMPILING = {"ebpf": 16.0}  # each node compiles the datapath, and the trace more than elsewhere: KNOWN_ISSUES.md
 CHECK_SECONDS = 4.0
 MEASURING = {("o-of-n", "measure"): 40.0}  # its check measures new connections: that is what it is for
 TRIES = 3
@@ -54,11 +55,12 @@ def test_start_and_check_are_quick(walk: Walk, patience: float, lesson: str) -> 
         return lab(words[0], "--name", walk._cluster, *words[1:], env=env, check=False)
 
     starts: list[float] = []
-    while len(starts) < TRIES and min(starts, default=START_SECONDS * patience) >= START_SECONDS * patience:
+    limit = COMPILING.get(lesson, START_SECONDS) * patience
+    while len(starts) < TRIES and min(starts, default=limit) >= limit:
         seconds, done = timed(lambda: command("start", lesson))
         assert done.returncode == 0, done.stderr
         starts.append(seconds)
-    assert min(starts) < START_SECONDS * patience
+    assert min(starts) < limit
 
     slow: dict[str, list[float]] = {}
     walk.reload()
