@@ -68,14 +68,14 @@ class Syscalls:
         try:
             _own_descriptors()
             programs = bpf.Programs(_FILES, self._defines, maps_of=self._programs)
-        except Exception as error:  # for who looks next
+        except Exception as error:  # of whatever kind: `look` raises it in the thread that reads
             self._error = error
             self._settled.set()
             return
         try:
             for name in ("sys_enter", "sys_exit"):
                 programs.attach(Hook(Kind.RAW_TRACEPOINT, name, f"on_{name}"))
-        except Exception as error:
+        except Exception as error:  # the same
             self._error = error
         self._settled.set()
         if self._error is None:
