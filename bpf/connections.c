@@ -43,6 +43,17 @@ struct translation {
 	__u32 status;
 };
 
+/* A TCP socket's request. */
+struct tcp_request {
+	struct request request;
+	struct translation translation; /* of its packets, where request_here() found it; status 0: none */
+	/*
+	 * Of those packets, network order. Had a request ended on another CPU while its translation was written, that
+	 * might be in another's place by then: the port tells.
+	 */
+	__u64 source_port;
+};
+
 struct datagram_flow {
 	__u64 last_ns;
 	__u64 answered;
@@ -54,7 +65,9 @@ struct datagram_flow {
 BPF_RINGBUF_OUTPUT(records, RING_BUFFER_PAGES);
 /* Plain hashes where every entry is removed by us, so that a full map shows as an error to count; LRU where entries
  * may be about flows whose end we never see. */
-BPF_TABLE("hash", __u64, struct request, requests, MAX_REQUESTS);
+BPF_TABLE("hash", __u64, struct tcp_request, requests, MAX_REQUESTS);
+/* The socket whose request this CPU opened last: its first packet is most likely handled here, too, and next. */
+BPF_PERCPU_ARRAY(opened_last, __u64, 1);
 BPF_TABLE("lru_hash", struct tuple, struct translation, translations, MAX_TRANSLATED);
 /*
  * By destination_hash(): whether a tuple with such a destination was ever put into `translations`. Looking there for one
@@ -190,32 +203,44 @@ static __always_inline bool may_be_translated(const struct tuple *tuple)
 	return mark && *mark;
 }
 
+/* Follow one translation of `tuple`. Returns FLAG_ bits. */
+static __always_inline __u8 follow_translation(
+	const struct translation *translation, struct tuple *tuple, __u32 *nat_netns)
+{
+	__u8 flags = 0;
+	if (translation->status & STATUS_SNAT)
+		flags |= FLAG_SNAT;
+	if (translation->status & STATUS_DNAT)
+		flags |= FLAG_DNAT;
+	if (flags & FLAG_DNAT || !*nat_netns)
+		*nat_netns = translation->netns;
+	*tuple = translation->after;
+	return flags;
+}
+
 /*
  * Follow the translations of `tuple` from namespace to namespace; leaves the last tuple in place. Returns FLAG_ bits.
+ * `opened`: of a TCP socket, else NULL. What stands in `translations` came after what it holds itself (a SYN sent again,
+ * and translated anew).
  */
-static __always_inline __u8 follow_translations(struct tuple *tuple, __u32 *nat_netns)
+static __always_inline __u8 follow_translations(struct tuple *tuple, const struct tcp_request *opened, __u32 *nat_netns)
 {
 	__u8 flags = 0;
 #pragma unroll
 	for (int i = 0; i < MAX_TRANSLATIONS; i++) {
-		if (!may_be_translated(tuple))
+		struct translation *translation = may_be_translated(tuple) ? translations.lookup(tuple) : NULL;
+		if (translation) {
+			struct tuple key = *tuple;
+			flags |= follow_translation(translation, tuple, nat_netns);
+			/* A datagram flow's later packets would only store it again. */
+			if (key.protocol == PROTOCOL_TCP)
+				translations.delete(&key);
+		} else if (i == 0 && opened && opened->translation.status &&
+			   opened->source_port == tuple->source_port) {
+			flags |= follow_translation(&opened->translation, tuple, nat_netns);
+		} else {
 			break;
-		struct translation *translation = translations.lookup(tuple);
-		if (!translation)
-			break;
-		struct tuple key = *tuple;
-		if (translation->status & STATUS_SNAT)
-			flags |= FLAG_SNAT;
-		if (translation->status & STATUS_DNAT) {
-			flags |= FLAG_DNAT;
-			*nat_netns = translation->netns;
-		} else if (!*nat_netns) {
-			*nat_netns = translation->netns;
 		}
-		*tuple = translation->after;
-		/* A datagram flow's later packets would only store it again. */
-		if (key.protocol == PROTOCOL_TCP)
-			translations.delete(&key);
 	}
 	return flags;
 }
@@ -267,9 +292,12 @@ static __always_inline void end_record(struct connection_record *record)
 	records.ringbuf_submit(record, BPF_RB_NO_WAKEUP);
 }
 
-/* Hand the finished connection to user space. `tuple`: as the socket has it; changed to where packets go. */
+/*
+ * Hand the finished connection to user space. `tuple`: as the socket has it; changed to where packets go. `opened`: see
+ * follow_translations().
+ */
 static __always_inline void submit_connection(
-	const struct request *request, struct tuple *tuple, __u8 outcome, __u16 error)
+	const struct request *request, struct tuple *tuple, const struct tcp_request *opened, __u8 outcome, __u16 error)
 {
 	struct connection_record *record = begin_record(request, tuple, outcome, error);
 	if (!record)
@@ -283,7 +311,7 @@ static __always_inline void submit_connection(
 		shape->destination_port = request->asked.port;
 		__builtin_memcpy(shape->destination, request->asked.address, 16);
 	}
-	flags |= follow_translations(tuple, &nat_netns);
+	flags |= follow_translations(tuple, opened, &nat_netns);
 	shape->nat_netns = nat_netns;
 	shape->flags = flags;
 	if (flags & (FLAG_DNAT | FLAG_SOCKET)) {
@@ -325,18 +353,36 @@ static __always_inline __u8 outcome_of_error(int error)
 static __always_inline void open_request(__u64 sk)
 {
 	__u64 key = sk;
-	struct request request = {};
+	struct tcp_request opened = {};
 	__u64 net = FIELD(__u64, sk, SOCK_NET);
-	note_process(&request, FIELD(__u32, net, NET_INUM));
+	note_process(&opened.request, FIELD(__u32, net, NET_INUM));
 	__u64 thread = bpf_get_current_pid_tgid();
 	struct asked *asked = asked_here(thread);
 	if (asked) {
-		request.asked = *asked;
+		opened.request.asked = *asked;
 		/* The connect() that returns later has then nothing more to tell. */
 		asked_by_thread.delete(&thread);
 	}
-	if (requests.update(&key, &request))
+	if (requests.update(&key, &opened))
 		count_lost(LOST_REQUEST_MAP);
+	int zero = 0;
+	__u64 *last = opened_last.lookup(&zero);
+	if (last)
+		*last = sk;
+}
+
+/*
+ * The request that `original`, the tuple of a TCP packet that this CPU handles, asks for, if it was the last to be opened
+ * here: connect() sends its SYN at once, and on the same CPU through veth devices to the node's rules. To write a
+ * translation there saves putting it into `translations`, where the outcome would have to look it up and take it out
+ * again: half a microsecond. Whatever goes another way (a SYN sent again, another CPU's work) finds NULL.
+ */
+static __always_inline struct tcp_request *request_here(const struct tuple *original)
+{
+	int zero = 0;
+	__u64 *last = opened_last.lookup(&zero), key = last ? *last : 0;
+	/* The socket may be gone, and another in its place. */
+	return key && asks_for(key, original) ? requests.lookup(&key) : NULL;
 }
 
 /* What the errors of a socket that was never established say of its request. */
@@ -355,9 +401,10 @@ static __always_inline __u8 outcome_of_failure(const struct request *request, in
 static __always_inline void finish_request(__u64 sk, bool established)
 {
 	__u64 key = sk;
-	struct request *request = requests.lookup(&key);
-	if (!request)
+	struct tcp_request *opened = requests.lookup(&key);
+	if (!opened)
 		return;
+	const struct request *request = &opened->request;
 	__u8 outcome = OUTCOME_ESTABLISHED;
 	int error = 0;
 	if (!established) {
@@ -366,7 +413,7 @@ static __always_inline void finish_request(__u64 sk, bool established)
 	}
 	struct tuple tuple;
 	read_socket_tuple(sk, &tuple);
-	submit_connection(request, &tuple, outcome, error);
+	submit_connection(request, &tuple, opened, outcome, error);
 	requests.delete(&key);
 }
 
@@ -377,9 +424,9 @@ static __always_inline void finish_request(__u64 sk, bool established)
 static __always_inline void note_reset(__u64 sk)
 {
 	__u64 key = sk;
-	struct request *request = requests.lookup(&key);
-	if (request) {
-		request->was_reset = 1;
+	struct tcp_request *opened = requests.lookup(&key);
+	if (opened) {
+		opened->request.was_reset = 1;
 		return;
 	}
 	if (FIELD(__u8, sk, SOCK_STATE) != STATE_ESTABLISHED || READ(__u64, sk, TCP_BYTES_RECEIVED))
@@ -399,12 +446,12 @@ static __always_inline void note_reset(__u64 sk)
 static __always_inline void note_error(__u64 sk)
 {
 	__u64 key = sk;
-	struct request *request = requests.lookup(&key);
-	if (!request)
+	struct tcp_request *opened = requests.lookup(&key);
+	if (!opened)
 		return;
 	__u64 queue = sk + SOCK_ERROR_QUEUE, last = READ(__u64, queue, SKB_PREV);
 	if (last && last != queue)
-		request->soft_error = READ(__u32, last, SKB_CB + EXTERR_ERRNO);
+		opened->request.soft_error = READ(__u32, last, SKB_CB + EXTERR_ERRNO);
 }
 
 /*
@@ -473,11 +520,8 @@ static __always_inline void read_conntrack_tuples(__u64 ct, struct tuple *origin
 static __always_inline bool is_noted(const struct tuple *original, const struct tuple *after)
 {
 	struct translation *known = translations.lookup((struct tuple *)original);
-	if (!known)
-		return false;
 	/* Not if the ports have come round again. */
-	const __u64 *now = (const __u64 *)after, *then = (const __u64 *)&known->after;
-	return now[0] == then[0] && now[1] == then[1] && now[2] == then[2] && now[3] == then[3] && now[4] == then[4];
+	return known && same_tuple(after, &known->after);
 }
 
 /*
@@ -496,7 +540,8 @@ static __always_inline void note_translation(__u64 ct, bool is_answer)
 	bool is_tcp = original.protocol == PROTOCOL_TCP;
 	if (!is_tcp && original.protocol != PROTOCOL_UDP)
 		return;
-	if (is_answer && translations.lookup(&original))
+	struct tcp_request *opened = is_tcp ? request_here(&original) : NULL;
+	if (is_answer && (opened && opened->translation.status || translations.lookup(&original)))
 		return;
 	reverse_tuple(&reply, &translation.after);
 	/* Many packets of a datagram flow may be new to conntrack; one of a TCP connection, unless it is sent again. */
@@ -504,6 +549,14 @@ static __always_inline void note_translation(__u64 ct, bool is_answer)
 		return;
 	translation.status = status & (STATUS_SNAT | STATUS_DNAT);
 	translation.netns = netns_inode(READ(__u64, ct, CT_NET));
+	if (opened) {
+		opened->translation = translation;
+		opened->source_port = original.source_port;
+		/* One that was left by an earlier flow of this tuple. */
+		if (may_be_translated(&original))
+			translations.delete(&original);
+		return;
+	}
 	mark_destination(&original);
 	if (is_tcp && (!translations.insert(&original, &translation) || is_noted(&original, &translation.after)))
 		return;
@@ -640,7 +693,7 @@ static __always_inline void finish_datagram(struct tuple *tuple, __u8 outcome, _
 		return;
 	struct request request = *found;
 	if (datagram_requests.delete(&key) == 0)
-		submit_connection(&request, tuple, outcome, error);
+		submit_connection(&request, tuple, NULL, outcome, error);
 }
 
 /*

@@ -80,6 +80,7 @@ class LineSink:
     """Writes the line form; `width` gives the columns to fill, and may change."""
 
     every_type = False
+    patient = False
 
     def __init__(self, writer: Writer, painter: Painter, width: Callable[[], int] = lambda: WIDTH) -> None:
         self._writer = writer

@@ -39,6 +39,7 @@ class RateSink:
     """A LineSink that gives way to a summary while more than TOO_FAST records come within a second."""
 
     every_type = False
+    patient = False
 
     def __init__(self, writer: Writer, painter: Painter, size: Callable[[], tuple[int, int]]) -> None:
         """size gives the terminal's columns and rows, and may change."""

@@ -34,6 +34,8 @@ class Sink(Protocol):
 
     every_type: bool
     """Whether it shows records of types that this version does not know."""
+    patient: bool
+    """Whether records, where there are thousands a second, may come some tenths of a second later: no eye looks."""
 
     def items(self, items: Sequence[Item]) -> None:
         """Take connections. Raises OutputError, ReaderGone or Interrupted."""
@@ -110,6 +112,7 @@ class JsonSink:
     """JSON lines to one or more writers."""
 
     every_type = True
+    patient = True
 
     def __init__(self, *writers: Writer) -> None:
         self._writers = writers

@@ -18,9 +18,11 @@ from tracer.tally import LossNotices, Tally
 # A line appears within this of its outcome.
 POLL_SECONDS = 0.02
 # After a batch of BUSY_RECORDS (2,000 connections a second, which no eye follows) the next one may take longer: large
-# batches make records cheap, because waking up costs more than a record.
+# batches make records cheap, because waking up costs more than a record. Where so many are wanted, no eye looks at them
+# either, and the source has room, some more such pauses are made before it.
 BUSY_RECORDS = 40
 BUSY_POLL_SECONDS = 0.1
+BUSY_RESTS = 3
 UPKEEP_SECONDS = 0.25  # how often losses and notes are looked at
 
 
@@ -51,13 +53,18 @@ def follow(
     started = time.monotonic()
     upkeep = _Upkeep(source, tally, say, notes)
     try:
-        now, pause = started, POLL_SECONDS
+        now, pause, rests = started, POLL_SECONDS, 0
+        patient = all(sink.patient for sink in sinks)
         while not stopped() and not _over(limits, tally, now - started):
             time.sleep(max(0.0, now + pause - time.monotonic()))
             now = time.monotonic()
+            if rests and source.has_room():
+                rests -= 1
+                continue
             batch = source.read(0)
             pause = BUSY_POLL_SECONDS if len(batch) >= BUSY_RECORDS else POLL_SECONDS
-            _pass_on(batch, shapes, sinks, tally, limits)
+            wanted = _pass_on(batch, shapes, sinks, tally, limits)
+            rests = BUSY_RESTS if patient and wanted >= BUSY_RECORDS else 0
             upkeep.tick(now)
             for sink in sinks:
                 sink.tick(now)
@@ -79,16 +86,17 @@ def _over(limits: Limits, tally: Tally, seconds: float) -> bool:
 
 def _pass_on(
     batch: Sequence[tuple[int, int, int, bytes]], shapes: Shapes, sinks: Sequence[Sink], tally: Tally, limits: Limits
-) -> None:
-    """Give a batch to the sinks, never more than the limit leaves."""
+) -> int:
+    """Give a batch to the sinks, never more than the limit leaves; gives how many were wanted."""
     if not batch:
-        return
+        return 0
     items = shapes.items(batch)
     if limits.records is not None:
         items = items[: limits.records - tally.records]
     for sink in sinks:
         sink.items(items)
     tally.records += len(items)
+    return len(items)
 
 
 class _Upkeep:

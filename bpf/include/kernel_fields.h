@@ -51,6 +51,12 @@ struct tuple {
 	__u8 pad;
 } __attribute__((aligned(8)));
 
+static __always_inline bool same_tuple(const struct tuple *one, const struct tuple *other)
+{
+	const __u64 *a = (const __u64 *)one, *b = (const __u64 *)other;
+	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3] && a[4] == b[4];
+}
+
 #define K8SNET_AF_INET 2
 #define K8SNET_AF_INET6 10
 #define PROTOCOL_ICMP 1
@@ -127,6 +133,22 @@ static __always_inline void read_socket_tuple(__u64 sk, struct tuple *tuple)
 	}
 	*(__be32 *)tuple->destination = FIELD(__be32, sk, SOCK_DADDR);
 	*(__be32 *)tuple->source = FIELD(__be32, sk, SOCK_SADDR);
+}
+
+/* Whether a TCP socket asks for `tuple`, for a socket pointer from anywhere. What differs most comes first. */
+static __always_inline bool asks_for(__u64 sk, const struct tuple *tuple)
+{
+	if (READ(__be16, sk, INET_SPORT) != tuple->source_port ||
+		READ(__be16, sk, SOCK_DPORT) != tuple->destination_port)
+		return false;
+	if (tuple->l3 == K8SNET_AF_INET)
+		return READ(__be32, sk, SOCK_SADDR) == *(__be32 *)tuple->source &&
+		       READ(__be32, sk, SOCK_DADDR) == *(__be32 *)tuple->destination;
+	__u64 source[2] = {}, destination[2] = {};
+	const __u64 *from = (const __u64 *)tuple->source, *to = (const __u64 *)tuple->destination;
+	bpf_probe_read_kernel(source, 16, (void *)(sk + SOCK_SADDR6));
+	bpf_probe_read_kernel(destination, 16, (void *)(sk + SOCK_DADDR6));
+	return source[0] == from[0] && source[1] == from[1] && destination[0] == to[0] && destination[1] == to[1];
 }
 
 /* Where a socket's packets go, for a socket pointer from anywhere. Fills in destination, port and family only. */

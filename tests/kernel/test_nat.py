@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+import os
+import select
 import socket
 import time
 from collections import Counter
@@ -126,6 +128,65 @@ def test_a_second_node_translates_what_the_first_masqueraded(tracer: Tracer, net
     assert backend_of(record.shape) == ("10.0.2.3", 8000)
     assert record.shape.flags == Flag.DNAT | Flag.SNAT
     assert record.shape.nat_netns == server.inode
+
+
+def everywhere(client: Namespace, address: str, port: int) -> None:
+    """Connect from each CPU once, so that no request of before is the last that one of them opened."""
+
+    def call() -> None:
+        for cpu in os.sched_getaffinity(0):
+            os.sched_setaffinity(0, {cpu})
+            with socket.create_connection((address, port)):
+                pass
+
+    client.run(call)
+
+
+def test_a_request_that_is_sent_again_and_translated_anew(tracer: Tracer, net: Net) -> None:
+    """Its first packet is dropped, so that no entry is confirmed: the second one may go elsewhere, and does."""
+    client, router, server = net
+    service(router, BACKENDS[0])
+    router.iptables("-A FORWARD -d 10.0.2.2 -p tcp --dport 8000 -j DROP")
+
+    def begin() -> socket.socket:
+        one = socket.socket()
+        one.setblocking(False)
+        one.connect_ex((SERVICE, 80))
+        return one
+
+    with listener(server, "0.0.0.0", 8000), client.run(begin) as one:
+        router.iptables("-F PREROUTING", table="nat")
+        service(router, BACKENDS[1])
+        everywhere(client, "10.0.2.3", 8000)
+        assert select.select([], [one], [], 5)[1] == [one]
+        sport = one.getsockname()[1]
+        seen = tracer.collect(1 + len(os.sched_getaffinity(0)), client)
+    (record,) = [record for record in seen if record.raw.sport == sport]
+    assert record.shape.outcome == Outcome.ESTABLISHED
+    assert backend_of(record.shape) == (BACKENDS[1], 8000)
+
+
+def test_the_same_ports_again_with_another_backend(
+    open_backend: Callable[..., LiveSource], net: Net, patience: float
+) -> None:
+    """An entry of before the trace says where such packets went once; the kernel decides anew."""
+    client, router, server = net
+    flow = f"-p tcp -s 10.0.1.2 --sport 40000 -d {SERVICE} --dport 80"
+    router.sh(f"conntrack -I {flow} --dst-nat {BACKENDS[0]}:8000 --state SYN_SENT -t 600")
+    service(router, BACKENDS[1])
+
+    def call() -> None:
+        with socket.socket() as one:
+            one.bind(("10.0.1.2", 40000))
+            one.connect((SERVICE, 80))
+
+    with listener(server, "0.0.0.0", 8000), inhabited(router), open_backend() as source:
+        tracer = Tracer(source, patience)
+        time.sleep(1)  # the tables are read in the background
+        router.sh(f"conntrack -D {flow}")
+        client.run(call)
+        (record,) = tracer.collect(1, client)
+    assert backend_of(record.shape) == (BACKENDS[1], 8000)
 
 
 @pytest.mark.parametrize("connected", [True, False])

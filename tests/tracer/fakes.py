@@ -138,6 +138,7 @@ class FakeSource:
     """Hands out the given batches, one for each read; then calls `at_end`, and goes on with nothing."""
 
     backend = "fake"
+    room = True
 
     def __init__(self, batches: Iterable[Sequence[RawConnection]] = (), lost: Sequence[dict[str, int]] = ()) -> None:
         self.batches = list(batches)
@@ -147,6 +148,9 @@ class FakeSource:
     def read(self, timeout: float) -> Sequence[RawConnection]:
         return self.batches.pop(0) if self.batches else []
 
+    def has_room(self) -> bool:
+        return self.room
+
     def losses(self) -> dict[str, int]:
         return self.lost.pop(0) if len(self.lost) > 1 else self.lost[0]
 
@@ -155,10 +159,11 @@ class FakeSource:
 
 
 class ListSink:
-    """Keeps what it is given; `every_type` as told."""
+    """Keeps what it is given; `every_type` and `patient` as told."""
 
-    def __init__(self, *, every_type: bool = True) -> None:
+    def __init__(self, *, every_type: bool = True, patient: bool = False) -> None:
         self.every_type = every_type
+        self.patient = patient
         self.taken: list[Any] = []
         self.ticks = 0
         self.closed = False

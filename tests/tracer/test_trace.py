@@ -83,6 +83,27 @@ def test_reads_are_paced_so_that_batches_are_large() -> None:
     assert 5 <= source.reads <= 27
 
 
+@pytest.mark.parametrize(
+    ("patient", "room", "wanted", "pause"),
+    [(True, True, Filter(), 0.4), (False, True, Filter(), 0.1), (True, False, Filter(), 0.1),
+     (True, True, Filter(comms=("no such",)), 0.1)],
+    ids=["patient", "an eye looks", "no room", "few are wanted"],
+)  # fmt: skip
+def test_a_busy_source_is_read_less_often(patient: bool, room: bool, wanted: Filter, pause: float) -> None:
+    times: list[float] = []
+
+    class Busy(FakeSource):
+        def read(self, timeout: float) -> Any:
+            times.append(time.monotonic())
+            return [raw(number) for number in range(100)]
+
+    source = Busy()
+    source.room = room
+    run(source, ListSink(patient=patient), wanted=wanted, limits=Limits(None, 1.4))
+    assert times[1] - times[0] == pytest.approx(pause, abs=0.09)
+    assert times[2] - times[1] == pytest.approx(pause, abs=0.09)
+
+
 def test_losses_are_told_once_a_second_at_most_and_summed_up() -> None:
     growing = [{}, *({"ring buffer": n} for n in range(1, 7))]
     tally, said = run(FakeSource(lost=growing), ListSink(), limits=Limits(None, 1.9))

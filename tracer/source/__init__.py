@@ -25,6 +25,10 @@ class Source(Protocol):
         """
         ...
 
+    def has_room(self) -> bool:
+        """Whether what waits to be read leaves room for three times as much: whoever reads may then come later."""
+        ...
+
     def losses(self) -> dict[str, int]:
         """Events lost since the start, by stage (names such as "ring buffer", "socket map"), zero counts left out."""
         ...

@@ -125,6 +125,10 @@ class ConntrackSource:
             finished, self._finished = self._finished, []
             return finished
 
+    def has_room(self) -> bool:
+        """See Source.has_room: nobody tells how full the buffer of a netlink socket is."""
+        return False
+
     def losses(self) -> dict[str, int]:
         """See Source.losses. "netlink": events; "network namespaces": those that are there and not listened to."""
         with self._lock:

@@ -167,6 +167,10 @@ class LiveSource:
                 return ()
             time.sleep(min(SWEEP_SECONDS, max(0.0, deadline - now)))
 
+    def has_room(self) -> bool:
+        """See Source.has_room."""
+        return self._ring.filled() <= 0.25
+
     def _settled(self, waiting: int) -> Sequence[Item]:
         """The `waiting` records of the ring buffer, in order of the outcomes.
 

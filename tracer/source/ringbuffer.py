@@ -63,6 +63,10 @@ class RingBuffer:
             return count
         return next(i for i in range(count) if headers[4 * i : 4 * i + 4] != _FINISHED)
 
+    def filled(self) -> float:
+        """The share of the room that is taken, by records that are finished or not."""
+        return float((self._producer[0] - self._consumer[0]) / self._size)
+
     def outcomes(self, count: int) -> bytes:
         """The outcomes of the first `count` records, which must be finished, one byte each."""
         start = self._start()
