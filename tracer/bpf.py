@@ -175,16 +175,18 @@ class Programs:
 
     def _same_maps(self, other: Programs) -> dict[int, int]:
         """Descriptors of our maps that the other programs have, too, to theirs."""
-        library = self._bcc.libbcc.lib
-        module = ctypes.c_void_p(self._bpf.module)
-        name_of = library.bpf_table_name
-        name_of.restype, name_of.argtypes = ctypes.c_char_p, [ctypes.c_void_p, ctypes.c_ulonglong]
-        names = [name_of(module, number).decode() for number in range(library.bpf_num_tables(module))]
         found = {}
-        for name in names:
+        for name in self.map_names():
             with suppress(KeyError):
                 found[self.map_fd(name)] = other.map_fd(name)
         return found
+
+    def map_names(self) -> list[str]:
+        """The maps of the C."""
+        library, module = self._bcc.libbcc.lib, ctypes.c_void_p(self._bpf.module)
+        name_of = library.bpf_table_name
+        name_of.restype, name_of.argtypes = ctypes.c_char_p, [ctypes.c_void_p, ctypes.c_ulonglong]
+        return [name_of(module, number).decode() for number in range(library.bpf_num_tables(module))]
 
     def map(self, name: str, key_size: int, value_size: int, *, per_cpu: bool = False) -> RawMap:
         """The map `name` of the C. Raises KeyError for an unknown one, or when the C declares other sizes (in bytes).

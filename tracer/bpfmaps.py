@@ -25,13 +25,22 @@ _QUERY_EFFECTIVE = 1  # BPF_F_QUERY_EFFECTIVE
 
 
 class MapInfo(NamedTuple):
-    """What the kernel knows of a map; sizes in bytes. `name` is cut to 15 characters."""
+    """What the kernel knows of a map; sizes in bytes. `name` is cut to 15 characters.
+
+    `kind`: enum bpf_map_type; `flags`: those it was made with. `types`: id of the BTF that tells what keys and values
+    are, `key_type` and `value_type`: of these in there; 0 for unknown.
+    """
 
     id: int
     key_size: int
     value_size: int
     max_entries: int
     name: str
+    kind: int
+    flags: int
+    types: int
+    key_type: int
+    value_type: int
 
 
 class Map:
@@ -199,6 +208,12 @@ class _MapInfo(ctypes.Structure):
         ("max_entries", ctypes.c_uint32),
         ("map_flags", ctypes.c_uint32),
         ("name", ctypes.c_char * _NAME_LENGTH),
+        ("device", ctypes.c_uint32),
+        ("kernels_value_type", ctypes.c_uint32),
+        ("device_netns", ctypes.c_uint64 * 2),
+        ("btf_id", ctypes.c_uint32),
+        ("btf_key_type_id", ctypes.c_uint32),
+        ("btf_value_type_id", ctypes.c_uint32),
     )
 
 
@@ -224,7 +239,9 @@ def _map_info(fd: int) -> MapInfo:
     info, size = _MapInfo(), ctypes.c_uint32(ctypes.sizeof(_MapInfo))
     if btf.library().bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(size)) != 0:
         raise BackendUnavailable(f"the kernel tells nothing about a BPF map: {_error().strerror}")
-    return MapInfo(info.id, info.key_size, info.value_size, info.max_entries, info.name.decode())
+    sizes = (info.key_size, info.value_size, info.max_entries)
+    types = (info.btf_id, info.btf_key_type_id, info.btf_value_type_id)
+    return MapInfo(info.id, *sizes, info.name.decode(), info.type, info.map_flags, *types)
 
 
 def _error() -> OSError:

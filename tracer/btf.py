@@ -244,6 +244,36 @@ def tracepoint_id(name: str) -> int:
     return int(number)
 
 
+def read(number: int) -> bytes:
+    """The types that the kernel holds under this id, as they were loaded. Raises BackendUnavailable."""
+    lib = library()
+    descriptor = lib.bpf_btf_get_fd_by_id(ctypes.c_uint32(number))
+    if descriptor < 0:
+        raise BackendUnavailable(f"types can't be read: {os.strerror(ctypes.get_errno())}")
+    try:
+        size = _ask(descriptor, _BtfInfo()).btf_size
+        data = ctypes.create_string_buffer(size)
+        _ask(descriptor, _BtfInfo(btf=ctypes.addressof(data), btf_size=size))
+        return data.raw
+    finally:
+        os.close(descriptor)
+
+
+def _ask(descriptor: int, info: _BtfInfo) -> _BtfInfo:
+    size = ctypes.c_uint32(ctypes.sizeof(info))
+    if library().bpf_obj_get_info_by_fd(descriptor, ctypes.byref(info), ctypes.byref(size)) != 0:
+        raise BackendUnavailable(f"types can't be read: {os.strerror(ctypes.get_errno())}")
+    return info
+
+
+def load(types: bytes) -> int:
+    """Give the kernel types, such as `read` gave; the result is a descriptor. Raises BackendUnavailable."""
+    descriptor = library().bpf_btf_load(types, ctypes.c_size_t(len(types)), None)
+    if descriptor < 0:
+        raise BackendUnavailable(f"the kernel refuses types: {os.strerror(ctypes.get_errno())}")
+    return int(descriptor)
+
+
 def _module_descriptor(name: str) -> int:
     """A descriptor of the BTF object that the kernel holds for a module (bpf(2), BPF_BTF_GET_FD_BY_ID)."""
     lib = library()

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from labs.bench import objects
 from labs.bench.names import EBPF, NFTABLES, variant_of
-from labs.cluster import ebpfloader
+from labs.cluster import ebpfcompiler, ebpfloader
 from labs.cluster.apiclient import Mirror
 from labs.cluster.ebpfdevices import Watcher, node_facts
 from labs.cluster.ebpfproxy import PINS
@@ -111,7 +111,7 @@ class _Maps:
     """The eBPF proxy. Compiling and loading its programs, once for each node, is not part of what is timed."""
 
     def __init__(self, services: int, cgroup: Path) -> None:
-        ebpfloader.load(PINS, cgroup)
+        ebpfloader.load(PINS, cgroup, ebpfcompiler.compiled())
         self._maps = ebpfloader.open_maps(PINS)
         self._tables: Tables[Key] = Tables(self._maps)
         self._state = State(objects.NODE, [4])

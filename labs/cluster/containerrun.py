@@ -63,7 +63,7 @@ class ContainerRun:
     async def run(self) -> int:
         """Start it and wait for its end; gives the exit status. When cancelled, ends it with its grace period.
 
-        Raises NotStarted when it has ended without having run; UnknownImage, MissingConfig, another K8snetError or
+        Raises NotStarted when it has ended without having run; NotPulled, MissingConfig, another K8snetError or
         OSError when it could not be made.
         """
         container, reader = self._container, await self._start()
@@ -116,6 +116,7 @@ class ContainerRun:
         work, container = self._work, self._container
         running = work.running
         spec = container_spec(work.pod, self._entry, work.means.node, running.addresses, work.sources())
+        files = await work.means.images.of(self._entry["image"])
         spec.mounts, mounts = await work.volumes.mounts(self._entry, spec.env)
         reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         io = container.io = _make_io(work.pod, self._entry, spec.id)
@@ -127,6 +128,9 @@ class ContainerRun:
             self._message = terminationmessage.make_file(work.pod, container.name, spec.id)
             spec.mounts.append(Mount(self._entry["terminationMessagePath"]))
             mounts.append(linux.clone_mount(str(self._message)))
+            for target, file in files.items():
+                spec.mounts.append(Mount(str(target), read_only=True))
+                mounts.append(linux.clone_mount(str(file)))
             starting = work.means.runtime.start(spec, writer, io.ends, running.netns, mounts)
             await to_the_end(starting, begun.append)
         except BaseException:

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 
 from labs.cluster.containerrun import ContainerRun, NotStarted
-from labs.cluster.images import UnknownImage
+from labs.cluster.images import NotPulled
 from labs.cluster.podenv import MissingConfig
 from labs.cluster.podstatus import RunningContainer, full_name
 from labs.cluster.podwork import PodWork
@@ -77,8 +77,8 @@ class ContainerWorker:
                 status = await self._run_once()
             except NotStarted as error:
                 trouble, status = error, 128
-            except UnknownImage as error:
-                await self._report_unknown_image(error)
+            except NotPulled as error:
+                await self._report_not_pulled(error)
                 back_off = RestartBackOff()
                 continue
             except (K8snetError, OSError) as error:
@@ -132,7 +132,7 @@ class ContainerWorker:
         self._work.report()
         await self._wait(RETRY_SECONDS)
 
-    async def _report_unknown_image(self, error: UnknownImage) -> None:
+    async def _report_not_pulled(self, error: NotPulled) -> None:
         """An image that can't be had: ErrImagePull, and after a while ImagePullBackOff, until it is another one."""
         container = self._container
         image = container.image = self._entry()["image"]

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from labs.cluster import ebpfloader, sockdestroy
+from labs.cluster import ebpfcompiler, ebpfloader, sockdestroy
 from labs.cluster.apiclient import SERVICE_ACCOUNT, Mirror
 from labs.cluster.ebpfdevices import LinkEvents, Watcher, node_facts
 from labs.cluster.proxy.ebpf import Wanted
@@ -33,6 +33,7 @@ from labs.cluster.resources import ENDPOINTSLICES, NODES, SERVICES
 from labs.cluster.runtime.container import Container
 from labs.cluster.sockdestroy import Peer
 from tracer.bpfmaps import Map
+from tracer.bpfobject import BpfObject
 from tracer.errors import K8snetError
 from tracer.service_lb import pack_peer
 
@@ -59,7 +60,8 @@ class Settings:
     """Where the proxy is, and where it finds things. `node`: the node's name in the API; `families`: 4, 6 or both.
 
     `cgroup`: of cgroup v2, the node's, in which all of its pods are. `processes`: a /proc with these pods' processes.
-    `account`: a directory with a service account's token and ca.crt.
+    `account`: a directory with a service account's token and ca.crt. `compiled`: a file with the programs, as the
+    image has it; where there is none, they are compiled.
     """
 
     node: str
@@ -70,6 +72,7 @@ class Settings:
     pins: Path = PINS
     processes: Path = Path("/proc")
     account: Path = SERVICE_ACCOUNT
+    compiled: Path | None = None
 
 
 def main(container: Container) -> None:
@@ -84,6 +87,7 @@ def main(container: Container) -> None:
         cgroup=Path(facts["node_cgroup"]),
         cni=facts["cni"],
         processes=NODE_PROCESSES,
+        compiled=ebpfcompiler.OBJECT,
     )
     load(settings)
     asyncio.run(serve(settings, container))
@@ -91,8 +95,14 @@ def main(container: Container) -> None:
 
 def load(settings: Settings) -> None:
     """Have the programs in the kernel. Forks, so the caller has no threads. Raises K8snetError."""
-    PORT_RANGE.write_text(f"32768 {ebpfloader.FIRST_SNAT_PORT - 1}")
-    ebpfloader.load(settings.pins, settings.cgroup)
+    PORT_RANGE.write_text(f"32768 {ebpfcompiler.FIRST_SNAT_PORT - 1}")
+    ebpfloader.load(settings.pins, settings.cgroup, _programs(settings.compiled))
+
+
+def _programs(file: Path | None) -> BpfObject:
+    if file is None or not file.exists():
+        return ebpfcompiler.compiled()
+    return BpfObject.unpack(file.read_bytes())
 
 
 async def serve(settings: Settings, listener: Listener) -> None:

@@ -17,6 +17,7 @@ from labs.cluster.containerlogs import forget_pod
 from labs.cluster.deletion import let_go
 from labs.cluster.events import Recorder
 from labs.cluster.firstobjects import is_mirror, mirror_status
+from labs.cluster.imagefiles import ImageFiles
 from labs.cluster.network import NetlinkThread, NodeNetwork
 from labs.cluster.podspec import NodeFacts
 from labs.cluster.podstatus import RunningPod
@@ -39,6 +40,7 @@ class Kubelet:
         node: NodeFacts,
         store: Store,
         runtime: Runtime,
+        images: ImageFiles,
         netlink: NetlinkThread,
         network: NodeNetwork,
         tokens: TokenIssuer,
@@ -48,7 +50,7 @@ class Kubelet:
         self._store = store
         self._network = network
         events = Recorder(store, "kubelet", node.name)
-        self._means = Means(node, store, runtime, netlink, network, tokens, events)
+        self._means = Means(node, store, runtime, images, netlink, network, tokens, events)
         self._workers: dict[str, PodWorker] = {}  # by uid
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._ending: set[asyncio.Task[None]] = set()

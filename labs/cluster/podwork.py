@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from labs.cluster.certificates import ISSUER, TokenIssuer
 from labs.cluster.events import Recorder
+from labs.cluster.imagefiles import ImageFiles
 from labs.cluster.network import NetlinkThread, NodeNetwork
 from labs.cluster.podenv import Sources
 from labs.cluster.podspec import NodeFacts, node_fields
@@ -36,6 +37,7 @@ class Means:
     node: NodeFacts
     store: Store
     runtime: Runtime
+    images: ImageFiles
     netlink: NetlinkThread
     network: NodeNetwork
     tokens: TokenIssuer

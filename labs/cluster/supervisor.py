@@ -51,6 +51,10 @@ def run(
         with mortal.undisturbed():
             _enter_own_namespaces()
             mortal.has_own_run = True
+        from labs.cluster.ebpfcompiler import Compiler
+
+        # It takes as long as the nodes and the control plane do, which need not wait for it.
+        compiler = Compiler() if options.proxy == "ebpf" else None
         from labs.cluster import images, world  # takes longest of all, so the guardian is watched before
         from labs.cluster.runtime.root import refusal
         from labs.cluster.runtime.service import fork_runtime
@@ -63,7 +67,8 @@ def run(
         linux.set_process_name("k8snet-lab")
         linux.set_command_line(f"k8snet-lab supervisor of {options.name}")
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
-        asyncio.run(_supervise(world.World(options, ledger, machine, report.progress), host_socket, report))
+        cluster = world.World(options, ledger, machine, report.progress, compiler)
+        asyncio.run(_supervise(cluster, host_socket, report))
         raise RuntimeError("the control socket was closed")
     except Exception as error:
         _fail(report, error)

@@ -43,7 +43,9 @@ from labs.cluster.api.containers import Place
 from labs.cluster.api.server import ApiServer
 from labs.cluster.certificates import Authority, TokenIssuer, server_context
 from labs.cluster.controller import run_controller
+from labs.cluster.ebpfcompiler import Compiler
 from labs.cluster.extensions import establishing
+from labs.cluster.imagefiles import ImageFiles
 from labs.cluster.kubeconfig import render as render_kubeconfig
 from labs.cluster.kubelet import Kubelet
 from labs.cluster.ledger import Ledger
@@ -105,7 +107,15 @@ class Node:
 class World:
     """A cluster that runs in this process's namespaces."""
 
-    def __init__(self, options: ClusterOptions, ledger: Ledger, machine: Runtime, progress: Progress) -> None:
+    def __init__(
+        self,
+        options: ClusterOptions,
+        ledger: Ledger,
+        machine: Runtime,
+        progress: Progress,
+        compiler: Compiler | None = None,
+    ) -> None:
+        """`compiler`: who compiles the eBPF datapath, where that serves Services."""
         self.options = options
         self.ledger = ledger
         self.store = Store()
@@ -113,6 +123,7 @@ class World:
         self.ready = False
         self._machine = machine
         self._progress = progress
+        self._compiler = compiler
         self._netlink = network.NetlinkThread()
         self._tokens = TokenIssuer()
         self._authority = Authority()
@@ -124,6 +135,7 @@ class World:
     async def start(self, host_socket: socket.socket) -> None:
         """Bring everything up; returns when the cluster is ready. Raises K8snetError when it does not get there."""
         self._machine.attach()
+        self._images = ImageFiles(self._compiler)
         self._progress("nodes")
         wire = await self._netlink.run(network.Wire, self.options.plan)
         self._kubeconfig = self._make_kubeconfig(host_socket)
@@ -254,7 +266,7 @@ class World:
             theirs.close()
         runtime = Runtime(ours, started.pidfd)
         runtime.attach()
-        return started, Kubelet(facts, self.store, runtime, self._netlink, pods, self._tokens)
+        return started, Kubelet(facts, self.store, runtime, self._images, self._netlink, pods, self._tokens)
 
     def _report_node(self, node: Node, *, ready: bool) -> None:
         """Write whether a node is ready into its object."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from labs.cluster import ebpfdevices, ebpfloader
+from labs.cluster import ebpfcompiler, ebpfdevices, ebpfloader
 from labs.cluster.ebpfdevices import Watcher, node_facts
 from labs.cluster.proxy.ebpf import Behind, Wanted
 from tests.labs import ebpf_world
@@ -237,7 +237,7 @@ def test_ports_of_ended_connections_are_given_anew_and_those_of_living_ones_are_
                     living.append(network.client.run(lambda: socket.create_connection((SERVICE[4], PORT), timeout=0.5)))
             return [set(ended) == {NODE[4]}, len(living)]
 
-    with ebpf_world.loaded({**ebpfloader.DEFINES, "FIRST_SNAT_PORT": 65528}) as few:
+    with ebpf_world.loaded({**ebpfcompiler.DEFINES, "FIRST_SNAT_PORT": 65528}) as few:
         ended, living = few.run(act)
     assert ended
     assert 5 <= living <= 8, "which of eight are tried is chance"

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from labs.cluster import ebpfloader
+from labs.cluster import ebpfcompiler, ebpfloader
 from labs.cluster.proxy.ebpf import Behind, Wanted
 from labs.cluster.proxy.ebpf_maps import MapFull
 from tests.labs import ebpf_world
@@ -285,11 +285,22 @@ def test_full_maps_are_an_error_and_what_was_there_goes_on() -> None:
             code = error.errno
         return [words, call() == ports[0], code]
 
-    with ebpf_world.loaded({**ebpfloader.DEFINES, "MAX_SLOTS": 50}) as small:
+    with ebpf_world.loaded({**ebpfcompiler.DEFINES, "MAX_SLOTS": 50}) as small:
         words, works, code = small.run(act)
     assert words == "the map members of the Service datapath is full: 99 more entries, room for 49"
     assert works
     assert code == errno.ENETUNREACH, "of the Service that found no room there is nothing at all"
+
+
+def test_maps_tell_what_is_in_them(world: World) -> None:
+    """For `bpftool map`, as after BCC itself: what was compiled elsewhere has its types with it."""
+
+    def act(world: World) -> Any:
+        return [opened.info.value_type for opened in ebpfloader.open_maps(world.pins).values()]
+
+    types = world.run(act)
+    assert len(types) == len(ebpfloader.MAPS)
+    assert all(types)
 
 
 def test_loading_again_keeps_what_the_maps_hold_and_misses_no_connection(world: World) -> None:
@@ -304,7 +315,7 @@ def test_loading_again_keeps_what_the_maps_hold_and_misses_no_connection(world: 
             os.close(ask_stop)
             _call_until(world, stop, writer)
         os.close(writer)
-        ebpfloader.load(world.pins, world.cgroup)
+        ebpfloader.load(world.pins, world.cgroup, ebpfcompiler.compiled())
         world.tables().apply({"web": service(*ports)})
         os.close(ask_stop)
         os.close(stop)

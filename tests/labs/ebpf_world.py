@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from labs.cluster import ebpfloader, linux
+from labs.cluster import ebpfcompiler, ebpfloader, linux
 from labs.cluster.ledger import find_cgroup_root
 from labs.cluster.proxy.ebpf_maps import Tables
 from tests.tracer.networks import begin_network
@@ -55,7 +55,7 @@ class World:
 
 
 @contextlib.contextmanager
-def loaded(defines: Mapping[str, int] = ebpfloader.DEFINES) -> Iterator[World]:
+def loaded(defines: Mapping[str, int] = ebpfcompiler.DEFINES) -> Iterator[World]:
     """Have the programs loaded; afterwards nothing is left of them."""
     root = find_cgroup_root()
     assert root is not None
@@ -82,7 +82,7 @@ def _hold(pins: Path, cgroup: Path, defines: Mapping[str, int]) -> Iterator[str]
     linux.unshare(linux.CLONE_NEWNS)
     linux.mount("none", "/", flags=linux.MS_REC | linux.MS_PRIVATE)
     linux.mount("bpf", str(pins.parent), "bpf")
-    ebpfloader.load(pins, cgroup, defines)
+    ebpfloader.load(pins, cgroup, ebpfcompiler.compiled(defines))
     yield "loaded\n"
 
 

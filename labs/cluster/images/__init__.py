@@ -19,7 +19,11 @@ from labs.cluster.runtime.container import Container, Program
 from tracer.errors import K8snetError
 
 
-class UnknownImage(K8snetError):
+class NotPulled(K8snetError):
+    """An image can't be had."""
+
+
+class UnknownImage(NotPulled):
     """No program goes by that image name; the message lists those that do."""
 
 

@@ -250,7 +250,7 @@ class Tables(Generic[Key]):
             if new > room:
                 raise MapFull(
                     f"the map {name} of the Service datapath is full: {new} more entries, room for {room}",
-                    hint="delete Services, or make the map larger (DEFINES in labs/cluster/ebpfloader.py)",
+                    hint="delete Services, or make the map larger (DEFINES in labs/cluster/ebpfcompiler.py)",
                 )
 
     def _write(self, change: Change) -> None:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import secrets
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from labs.cluster.ledger import STATE_ROOT
+from labs.cluster.world import READY_SECONDS
 from tests.labs.cluster import test_packets
 from tests.labs.cluster.test_proxy_modes import ECHO
-from tests.labs.lab import MANIFEST, Lab
+from tests.labs.lab import MANIFEST, Lab, lab
 from tests.labs.pages import blocks, masked, run
 
 pytestmark = [pytest.mark.root, pytest.mark.bpf]
@@ -234,10 +241,38 @@ def test_a_connected_udp_socket_hears_that_its_endpoint_is_gone(cluster: Lab) ->
     assert (own, other.communicate()[0]) == ("udp", "")
 
 
+def test_a_node_that_boots_again_has_its_programs_again(cluster: Lab, patience: float) -> None:
+    (pid,) = [node["pid"] for node in cluster.status()["nodes"] if node["name"] == "node1"]
+    before = programs(cluster)
+    os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 10 * patience
+    time.sleep(0.1)
+    while cluster.status_or_reasons() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert cluster.status_or_reasons() == []
+    assert len(programs(cluster)) == len(before)
+    names = {pod["name"] for pod in cluster.pods("shop", "web")}
+    assert cluster.get("node1", WEB)["pod"] in names
+
+
+def test_what_the_compiler_says_is_told_at_once_and_nothing_is_left(tmp_path: Path) -> None:
+    """It looks for headers in a directory without any."""
+    name = f"test-{secrets.token_hex(4)}"
+    environment = {**os.environ, "BCC_KERNEL_SOURCE": str(tmp_path)}
+    began = time.monotonic()
+    done = lab("up", "--name", name, "--proxy", "ebpf", env=environment, check=False)
+    seconds = time.monotonic() - began
+    assert done.returncode == 1
+    assert re.search(r"pod kube-system/service-lb-\w+: the BPF programs don't compile:\n.*kconfig.h", done.stderr)
+    assert "Traceback" not in done.stderr
+    assert seconds < READY_SECONDS, "nobody waits for what can't come"
+    assert not (STATE_ROOT / name).exists()
+
+
 def test_nothing_is_attached_after_down() -> None:
-    with Lab(("--proxy", "ebpf")) as cluster:
+    with Lab(("--proxy", "ebpf", "--nodes", "3")) as cluster:
         own = programs(cluster)
-    assert len(own) == 2 * (8 + 3), "of each of two nodes: at sockets, and for packets"
+    assert len(own) == 3 * (8 + 3), "of each of three nodes: at sockets, and for packets"
     deadline = time.monotonic() + 5  # the kernel takes a dead namespace apart in its own time
     while own & (left := {one["id"] for one in bpftool("prog", "show")}) and time.monotonic() < deadline:
         time.sleep(0.05)
