@@ -11,7 +11,8 @@ import contextlib
 import os
 import select
 import signal
-from collections.abc import Mapping, Sequence
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,6 +28,7 @@ FORWARDED = (
 )
 SI_KERNEL = 0x80  # include/uapi/asm-generic/siginfo.h: the terminal sent it, to its whole foreground process group
 NOT_FOUND, NOT_EXECUTABLE = 127, 126  # as a shell says it
+TIMED_OUT = 124  # as timeout(1) says it
 SHELLS = ("/bin/bash", "/bin/sh")
 
 
@@ -101,6 +103,47 @@ def run(place: Place, command: Sequence[str]) -> int:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def capture(place: Place, command: Sequence[str], *, feed: str | None = None, seconds: float) -> tuple[int, str, str]:
+    """Run `command` there without our streams: exit status, output, complaints. 124: it took longer, and was killed.
+
+    `feed`: what it reads. Several threads may do so at once. Raises K8snetError when the place is gone.
+    """
+    with _open_place(place) as (pidfd, procs), _born_here_afterwards():
+
+        def go() -> None:
+            linux.set_parent_death_signal(signal.SIGKILL)  # the parent is the thread that waits for it
+            _go(pidfd, procs)
+
+        reads: dict[str, Any] = {"stdin": subprocess.DEVNULL} if feed is None else {"input": feed}
+        texts: dict[str, Any] = {"capture_output": True, "text": True, "errors": "replace"}
+        env = _environment(place)
+        try:
+            done = subprocess.run(command, env=env, timeout=seconds, check=False, preexec_fn=go, **reads, **texts)
+        except FileNotFoundError:
+            return NOT_FOUND, "", f"error: {_not_found(place, command)}\n"
+        except subprocess.TimeoutExpired as late:
+            return TIMED_OUT, _text(late.output), _text(late.stderr)
+        except (OSError, subprocess.SubprocessError) as error:
+            raise K8snetError(f"{command[0]} can't run in {place.name}: {error}", hint="k8snet-lab status") from error
+        return _exit_status(done.returncode), done.stdout, done.stderr
+
+
+def _text(output: bytes | str | None) -> str:
+    """What a command that took too long had printed; Python gives bytes although text was asked for."""
+    return output.decode(errors="replace") if isinstance(output, bytes) else output or ""
+
+
+@contextlib.contextmanager
+def _born_here_afterwards() -> Iterator[None]:
+    """The calling thread's children are born in our own pid namespace again, in the end."""
+    own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield
+    finally:
+        linux.setns(own, linux.CLONE_NEWPID)
+        os.close(own)
+
+
 @contextlib.contextmanager
 def _open_place(place: Place) -> Any:
     """Descriptors for a place: its process, and the file that a process writes to to join its cgroup (None without).
@@ -136,10 +179,7 @@ def _become(
         linux.set_parent_death_signal(signal.SIGKILL)
         if select.select([alive], [], [], 0)[0]:
             os._exit(status)  # our parent went before it could be told of
-        if procs is not None:
-            os.write(procs, b"0")
-        linux.setns(pidfd, linux.CLONE_NEWNET | linux.CLONE_NEWUTS | linux.CLONE_NEWIPC | linux.CLONE_NEWNS)
-        os.chdir("/")
+        _go(pidfd, procs)
         if interactive:
             os.setpgid(0, 0)
             signal.signal(signal.SIGTTOU, signal.SIG_IGN)
@@ -148,21 +188,42 @@ def _become(
         for number in (signal.SIGPIPE, signal.SIGINT, signal.SIGTTOU, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        env = {**place.env, **{name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}}
+        env = _environment(place)
         os.environ.clear()
         os.environ.update(env)
         os.execvp(command[0], list(command))
     except FileNotFoundError:
         status = NOT_FOUND
-        _complain(f"{command[0]}: not found in {place.name}")
+        _complain(_not_found(place, command))
     except OSError as error:
         _complain(f"{command[0]}: {error.strerror}")
     finally:
         os._exit(status)
 
 
+def _go(pidfd: int, procs: int | None) -> None:
+    """Be in a place's cgroup and namespaces, but for that of process ids, into which one is born."""
+    if procs is not None:
+        os.write(procs, b"0")
+    linux.setns(pidfd, linux.CLONE_NEWNET | linux.CLONE_NEWUTS | linux.CLONE_NEWIPC | linux.CLONE_NEWNS)
+    os.chdir("/")
+
+
+def _environment(place: Place) -> dict[str, str]:
+    return {**place.env, **{name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}}
+
+
+def _not_found(place: Place, command: Sequence[str]) -> str:
+    return f"{command[0]}: not found in {place.name}"
+
+
 def _complain(text: str) -> None:
     os.write(2, f"error: {text}\n".encode(errors="replace"))
+
+
+def _exit_status(code: int) -> int:
+    """As a shell says it: 128 + N for signal N, which Python gives as -N."""
+    return code if code >= 0 else 128 - code
 
 
 class _Job:
@@ -202,8 +263,7 @@ class _Job:
             os.kill(-self._child if self._interactive else self._child, signal.SIGCONT)
             return None
         self._take_terminal(os.getpgrp())
-        code = os.waitstatus_to_exitcode(status)
-        return code if code >= 0 else 128 - code
+        return _exit_status(os.waitstatus_to_exitcode(status))
 
     def _take_terminal(self, group: int) -> None:
         if self._interactive:

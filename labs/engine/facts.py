@@ -18,7 +18,6 @@ from labs.engine.checks import kernel, measurements, records, traffic
 from labs.engine.checks.context import Context
 from labs.engine.checks.counters import endpoint_of_chains
 from labs.engine.checks.objects import ready_addresses
-from labs.engine.world import get
 from tracer.errors import K8snetError, MissingError
 
 Expected = str | set[str]
@@ -26,13 +25,13 @@ Expected = str | set[str]
 
 def object_(context: Context, *, kind: str, name: str, path: str, namespace: str = "default") -> Expected:
     """What a JSONPath finds in an object of the API. All of it, when it finds several: any one is right."""
-    found = get(context.world, kind, name, namespace)
+    found = context.world.get(kind, name, namespace)
     return _values(found, path, f"{kind} {namespace}/{name}")
 
 
 def objects(context: Context, *, kind: str, path: str, namespace: str = "default", selector: str = "") -> Expected:
     """What a JSONPath finds in a list of objects; any one is right."""
-    return _values(get(context.world, kind, None, namespace, selector), path, f"{kind} of {namespace}")
+    return _values(context.world.get(kind, None, namespace, selector), path, f"{kind} of {namespace}")
 
 
 def _values(document: Any, path: str, what: str) -> Expected:
@@ -44,18 +43,18 @@ def _values(document: Any, path: str, what: str) -> Expected:
 
 def count(context: Context, *, kind: str, namespace: str = "default", selector: str = "") -> Expected:
     """How many objects of a kind there are."""
-    return str(len(get(context.world, kind, None, namespace, selector)))
+    return str(len(context.world.get(kind, None, namespace, selector)))
 
 
 def ready_endpoints(context: Context, *, service: str, namespace: str = "default") -> Expected:
     """How many ready endpoints a Service has."""
     selector = f"kubernetes.io/service-name={service}"
-    return str(len(ready_addresses(get(context.world, "endpointslices", None, namespace, selector))))
+    return str(len(ready_addresses(context.world.get("endpointslices", None, namespace, selector))))
 
 
 def chain(context: Context, *, node: str, to: str, prefix: str) -> Expected:
     """The chains of a prefix (KUBE-SVC-, KUBE-SEP-) that a packet to `to` may pass on a node."""
-    steps = kernel.explain(context, node, to)["steps"]
+    steps = context.world.explain(node, to)["steps"]
     texts = [str(step.get("chain") or "") for step in steps] + [str(step.get("rule") or "") for step in steps]
     found = {word for text in texts for word in re.findall(r"KUBE-[A-Z0-9-]+", text) if word.startswith(prefix)}
     if not found:
@@ -65,7 +64,7 @@ def chain(context: Context, *, node: str, to: str, prefix: str) -> Expected:
 
 def remembered(context: Context, *, node: str, client: str, service: str, namespace: str = "default") -> Expected:
     """The endpoint with which session affinity keeps a pod, by the lists of the kernel's match `recent` on a node."""
-    ip = get(context.world, "pod", client.partition("/")[2], client.partition("/")[0])["status"]["podIP"]
+    ip = context.world.get("pod", client.partition("/")[2], client.partition("/")[0])["status"]["podIP"]
     chains = endpoint_of_chains(context, node, namespace, service)
     ran = context.world.run(node, "grep", "-rH", "^src=", "/proc/net/xt_recent/")
     lists = re.findall(r"/(KUBE-SEP-[^/:]+):src=(\S+)", ran.out)
@@ -79,7 +78,7 @@ def remembered(context: Context, *, node: str, client: str, service: str, namesp
 
 def backend(context: Context, *, node: str, to: str, position: int = 0) -> Expected:
     """IP:PORT of a backend of `to` on a node; `position` in the order of the rules: 0 the first, -1 the last."""
-    backends = kernel.explain(context, node, to)["backends"]
+    backends = context.world.explain(node, to)["backends"]
     if not backends:
         raise K8snetError(f"{to} has no backend on {node}")
     found = backends[position]
@@ -88,7 +87,7 @@ def backend(context: Context, *, node: str, to: str, position: int = 0) -> Expec
 
 def position(context: Context, *, node: str, to: str, chain: str) -> Expected:
     """The place in a chain of the rule that takes a packet to `to` on a node, counted from 1."""
-    for step in kernel.explain(context, node, to)["steps"]:
+    for step in context.world.explain(node, to)["steps"]:
         if step["chain"] == chain:
             return str(step["rule"])
     raise K8snetError(f"no rule of {chain} on {node} takes a packet to {to}")
@@ -96,7 +95,7 @@ def position(context: Context, *, node: str, to: str, chain: str) -> Expected:
 
 def rules_passed(context: Context, *, node: str, to: str, source: str | None = None) -> Expected:
     """How many rules a new flow passes on a node, as `explain -v` tells it."""
-    return f"{kernel.explain(context, node, to, source)['passed']['rules']:g}"
+    return f"{context.world.explain(node, to, source)['passed']['rules']:g}"
 
 
 def rules_passed_by_last(context: Context, *, node: str) -> Expected:

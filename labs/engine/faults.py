@@ -20,7 +20,7 @@ from labs.engine import socketmaps, undo
 from labs.engine.checks import kernel
 from labs.engine.checks.objects import with_addresses
 from labs.engine.undo import Undo
-from labs.engine.world import Ran, World, get
+from labs.engine.world import Ran, World
 from tracer.errors import K8snetError
 
 FLOW_TRIES = 5
@@ -121,10 +121,10 @@ def slot(world: World, *, node: str, service: str, slot: int, to: str, namespace
     Nothing takes it back but the next start of such a lesson: the maps are written anew then
     (`labs.engine.kind.servicelb`), and the list has another number.
     """
-    spec = (get(world, "service", service, namespace) or {})["spec"]
+    spec = (world.get("service", service, namespace) or {})["spec"]
     port = spec["ports"][0]
     pod_namespace, _, name = to.partition("/")
-    ip = (get(world, "pod", name, pod_namespace) or {})["status"]["podIP"]
+    ip = (world.get("pod", name, pod_namespace) or {})["status"]["podIP"]
     number, _ = socketmaps.list_of(world, node, service, namespace)
     socketmaps.set_slot(world, node, number, slot, ip, int(port.get("targetPort", port["port"])))
     return ()
@@ -141,7 +141,7 @@ def recreate(
 
 
 def _found(world: World, kind: str, name: str, namespace: str) -> dict[str, Any]:
-    found: dict[str, Any] | None = get(world, kind, name, namespace)
+    found: dict[str, Any] | None = world.get(kind, name, namespace)
     if found is None:
         raise K8snetError(f"there is no {kind} {namespace}/{name}")
     return found

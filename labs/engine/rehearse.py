@@ -26,12 +26,12 @@ from typing import Any
 
 from labs.engine import prose
 from labs.engine.course import Course
+from labs.engine.miniature import Miniature
 from labs.engine.outcome import Result
 from labs.engine.progress import Home
 from labs.engine.prose import Block, Command
 from labs.engine.session import SOLVED_WITHIN, Walk
 from labs.engine.spec import Kind, Lesson, Step, Wrong
-from labs.engine.world import Miniature, get
 from tracer.errors import K8snetError
 
 BLOCK_SECONDS = 120.0  # a measurement takes its time on a busy machine
@@ -301,7 +301,7 @@ def _state(walk: Walk) -> dict[str, Any]:
     kinds = ("services", "deployments", "daemonsets", "configmaps", "namespaces", "nodes")
     state: dict[str, Any] = {}
     for kind in kinds:
-        for item in get(walk.world, kind, namespace="*"):
+        for item in walk.world.get(kind, namespace="*"):
             meta = item["metadata"]
             name = f"{kind} {meta.get('namespace', '')}/{meta['name']}"
             state[name] = {"labels": meta.get("labels"), "spec": _steady(item.get("spec"))}

@@ -10,7 +10,7 @@ import ipaddress
 import socket
 from typing import Any
 
-from labs.engine.world import World, get
+from labs.engine.world import World
 from tracer.errors import K8snetError
 from tracer.service_lb import BACKEND, SERVICE, SERVICE_KEY, SLOT_KEY
 
@@ -20,7 +20,7 @@ MAPPED = bytes(10) + b"\xff\xff"
 
 def list_of(world: World, node: str, service: str, namespace: str) -> tuple[int, int]:
     """The number of the list in which a Service's first port has its endpoints, and how many. Raises K8snetError."""
-    spec = (get(world, "service", service, namespace) or {}).get("spec")
+    spec = (world.get("service", service, namespace) or {}).get("spec")
     if spec is None:
         raise K8snetError(f"there is no Service {namespace}/{service}")
     port = spec["ports"][0]

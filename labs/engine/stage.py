@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from labs.engine.miniature import Miniature
 from labs.engine.spec import Lesson
 from labs.engine.undo import Undo
-from labs.engine.world import BEGIN_ANEW, Miniature, World
+from labs.engine.world import BEGIN_ANEW, World
 from tracer.errors import K8snetError, UsageError
 
 Say = Callable[[str], None]

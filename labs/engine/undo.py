@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 from labs.cluster.mergepatch import merge
-from labs.engine.world import World, get
+from labs.engine.world import World
 from tracer.errors import K8snetError
 
 Undo = dict[str, Any]  # of JSON
@@ -62,7 +62,7 @@ def run(world: World, undos: Sequence[Undo]) -> None:
 def _restore(world: World, one: Undo) -> None:
     was, patch = one["object"], one["patch"]
     kind, name, namespace = was["kind"], was["metadata"]["name"], was["metadata"].get("namespace", "default")
-    found = get(world, kind, name, namespace)
+    found = world.get(kind, name, namespace)
     if found is None:
         world.kubectl("create", "-f", "-", feed=json.dumps(was))
     elif merge(found, patch) == found:

@@ -1,18 +1,16 @@
-"""The cluster that a lesson runs on, as checks, facts and faults see it: one protocol, and the cluster in miniature.
+"""The cluster that a lesson runs on, as checks, facts and faults see it: one protocol, and commands of this machine.
 
-What belongs here: reaching an API, nodes, pods, and the tracer on a node. What does not: what is asked of them
-(`labs.engine.checks`), and clusters made by kind (`labs.engine.kind`).
+What belongs here: what can be asked of an API, of nodes, pods, and of the tracer on a node. What does not: how that is
+done on the cluster in miniature (`labs.engine.miniature`) and on clusters made by kind (`labs.engine.kind`), and what
+is asked (`labs.engine.checks`).
 """
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -57,6 +55,12 @@ class World(Protocol):
     def kubectl(self, *arguments: str, feed: str | None = None, seconds: float = RUN_SECONDS) -> Ran:
         """Run kubectl on this cluster; exit code 124 when it takes longer."""
 
+    def get(self, kind: str, name: str | None = None, namespace: str | None = None, selector: str = "") -> Any:
+        """An object (with `name`; None when there is none), or the list of all objects of a kind, as kubectl names it.
+
+        `namespace`: "*" for all of them. Raises K8snetError.
+        """
+
     def apply(self, text: str) -> Ran:
         """Apply a lesson's manifest, of one or more documents."""
 
@@ -66,12 +70,18 @@ class World(Protocol):
     def trace(self, node: str, *arguments: str, seconds: float = RUN_SECONDS) -> Ran:
         """Run a subcommand of k8snet-trace about the network namespace of a node or pod; `probe` sends from there."""
 
+    def services(self, node: str) -> list[dict[str, Any]]:
+        """The Services as the rules (or maps) of a node have them: what `k8snet-trace services -o json` prints."""
+
+    def explain(self, node: str, to: str, source: str | None = None) -> dict[str, Any]:
+        """What a node's rules do with a packet to `to`: what `k8snet-trace explain -o json` prints."""
+
     def nodes(self) -> list[str]:
         """The nodes' names."""
 
 
-def get(world: World, kind: str, name: str | None = None, namespace: str | None = None, selector: str = "") -> Any:
-    """An object (with `name`; None when there is none), or the list of all objects of a kind. Raises K8snetError."""
+def kubectl_get(world: World, kind: str, name: str | None, namespace: str | None, selector: str) -> Any:
+    """See World.get: by kubectl, which finds every kind. Raises K8snetError."""
     arguments = ["get", kind, *([name] if name else []), "-o", "json"]
     if namespace is not None:
         arguments += ["--all-namespaces"] if namespace == "*" else ["-n", namespace]
@@ -82,65 +92,6 @@ def get(world: World, kind: str, name: str | None = None, namespace: str | None 
         return None
     document = ran.json()
     return document if name else document["items"]
-
-
-class Miniature:
-    """The cluster that `k8snet-lab up` makes."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    @property
-    def kubeconfig(self) -> Path:
-        from labs.cluster import control
-
-        try:
-            control.ask(self.name, {"ask": "ready"})  # a cluster that was killed may have left its file behind
-            return control.kubeconfig(self.name)
-        except control.NotUp as error:
-            raise Blocked(error.message, hint=BEGIN_ANEW) from error
-
-    def kubectl(self, *arguments: str, feed: str | None = None, seconds: float = RUN_SECONDS) -> Ran:
-        env = {**os.environ, "KUBECONFIG": str(self.kubeconfig)}
-        return ran(["kubectl", *arguments], feed=feed, env=env, seconds=seconds)
-
-    def apply(self, text: str) -> Ran:
-        return self.kubectl("apply", "-f", "-", feed=text)
-
-    def run(self, target: str, *command: str, feed: str | None = None, seconds: float = RUN_SECONDS) -> Ran:
-        _ = self.kubeconfig  # there is a cluster
-        own = [sys.executable, "-m", "labs.cli", "exec", "--name", self.name, target, "--"]
-        return ran([*own, *command], feed=feed, seconds=seconds)
-
-    def trace(self, node: str, *arguments: str, seconds: float = RUN_SECONDS) -> Ran:
-        where = "--from" if arguments[0] == "probe" else "--netns"
-        names = ["--kubeconfig", str(self.kubeconfig)]  # maps of eBPF hold addresses only
-        command = [sys.executable, "-m", "tracer", *arguments, *names, where, str(self._pids[node])]
-        return ran(command, seconds=seconds)
-
-    def nodes(self) -> list[str]:
-        return [node["name"] for node in self._status["nodes"]]
-
-    def unready(self) -> list[str]:
-        """What is not yet, or no longer, as the API's objects say; [] when all is."""
-        return list(self._ask()["unready"])
-
-    @cached_property
-    def _status(self) -> dict[str, Any]:
-        return self._ask()
-
-    def _ask(self) -> dict[str, Any]:
-        from labs.cluster import control
-
-        try:
-            return control.status(self.name)
-        except control.NotUp as error:
-            raise Blocked(error.message, hint=BEGIN_ANEW) from error
-
-    @property
-    def _pids(self) -> dict[str, int]:
-        pods = {f"{entry['namespace']}/{entry['name']}": entry["pid"] for entry in self._status["pods"]}
-        return pods | {entry["name"]: entry["pid"] for entry in (*self._status["nodes"], *self._status["hosts"])}
 
 
 def ran(

@@ -36,6 +36,10 @@ class Expired(ApiError):
     """The resource version is too old (410 Gone): list again."""
 
 
+class NotFound(ApiError):
+    """There is no such object (404 Not Found), or no such kind."""
+
+
 class Unreachable(ApiError):
     """There was no answer at all."""
 
@@ -231,7 +235,8 @@ def _refusal(response: BaseHTTPResponse, path: str) -> ApiError:
         message = str(document(_body(response)).get("message") or message)
     if response.status == 410:
         return Expired(message)
-    return ApiError(f"{path}: {response.status} {message[:300]}")
+    words = f"{path}: {response.status} {message[:300]}"
+    return NotFound(words) if response.status == 404 else ApiError(words)
 
 
 def _cause(error: BaseException) -> str:

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from labs.engine.checks.context import Context
 from labs.engine.checks.objects import ready_addresses
 from labs.engine.outcome import Outcome, failed, passed
-from labs.engine.world import get
 from tracer.errors import K8snetError, UsageError
 
 
@@ -23,7 +22,7 @@ def invariant(context: Context, *, name: str) -> Outcome:
 
 
 def _nodes_ready(context: Context) -> Outcome:
-    for node in get(context.world, "nodes"):
+    for node in context.world.get("nodes"):
         ready = {one["type"]: one["status"] for one in node["status"]["conditions"]}.get("Ready")
         if ready != "True":
             name = node["metadata"]["name"]
@@ -45,8 +44,8 @@ def _dns_works(context: Context) -> Outcome:
 
 def _kube_proxy_everywhere(context: Context) -> Outcome:
     """The DaemonSet kube-proxy has a ready pod on each node."""
-    nodes = len(get(context.world, "nodes"))
-    found = get(context.world, "daemonset", "kube-proxy", "kube-system")
+    nodes = len(context.world.get("nodes"))
+    found = context.world.get("daemonset", "kube-proxy", "kube-system")
     ready = 0 if found is None else found["status"].get("numberReady", 0)
     if ready != nodes:
         return failed(
@@ -62,7 +61,7 @@ def _rules_follow(context: Context) -> Outcome:
     """On each node, every ClusterIP with ready endpoints leads to just these."""
     with ThreadPoolExecutor() as at_once:  # each node takes a third of a second
         asked = {node: at_once.submit(_endpoints_of_addresses, context, node) for node in context.world.nodes()}
-        slices, services = (get(context.world, kind, namespace="*") for kind in ("endpointslices", "services"))
+        slices, services = (context.world.get(kind, namespace="*") for kind in ("endpointslices", "services"))
     ready: dict[tuple[str, str, bool], set[str]] = {}
     for item in slices:
         name = item["metadata"]["labels"].get("kubernetes.io/service-name", "")
@@ -91,7 +90,7 @@ def _endpoints_of_addresses(context: Context, node: str) -> dict[tuple[str, int,
     """Address, port and protocol of each Service port, as a node's rules (or maps) have it -> its endpoints."""
     return {
         (address["ip"], address["port"], one["protocol"]): {endpoint["ip"] for endpoint in one["endpoints"]}
-        for one in context.world.trace(node, "services", "-o", "json").json()
+        for one in context.world.services(node)
         for address in one["addresses"]
     }
 

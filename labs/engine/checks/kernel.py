@@ -13,7 +13,7 @@ from typing import Any
 from labs.engine.checks.context import Context
 from labs.engine.checks.objects import NoPod, ready_addresses, with_addresses
 from labs.engine.outcome import Outcome, failed, passed
-from labs.engine.world import World, get
+from labs.engine.world import World
 from tracer.errors import K8snetError
 
 
@@ -33,7 +33,7 @@ def rule(
     {NAMESPACE/POD} in `source` is that pod's address. Reasons: verdict, backends, masquerade, affinity.
     """
     source = None if source is None else with_addresses(context.world, source)
-    document = explain(context, node, to, source)
+    document = context.world.explain(node, to, source)
     sender = f" from {source}" if source else ""
     look = f"sudo k8snet-lab exec {node} -- k8snet-trace explain {to}{f' --source {source}' if source else ''}"
     for reason, wanted, has in (
@@ -78,24 +78,15 @@ def passes(
     to = with_addresses(context.world, to)
     look = f"sudo k8snet-lab exec {node} -- k8snet-trace explain {to} -v"
     namespace, _, name = to.rpartition(":")[0].partition("/")
-    if name and get(context.world, "service", name, namespace) is None:
+    if name and context.world.get("service", name, namespace) is None:
         return failed("no-service", expected=f"the Service {namespace}/{name}", seen="it is not there", look=look)
-    has = explain(context, node, to, source)["passed"]["rules"]
+    has = context.world.explain(node, to, source)["passed"]["rules"]
     seen = f"it passes {has:g} rules"
     if has < at_least:
         return failed("few", expected=f"a new flow to {to} to pass {at_least} rules or more", seen=seen, look=look)
     if at_most is not None and has > at_most:
         return failed("many", expected=f"a new flow to {to} to pass {at_most} rules or fewer", seen=seen, look=look)
     return passed(f"a new flow to {to} passes {has:g} rules of {node}")
-
-
-def explain(context: Context, node: str, to: str, source: str | None = None) -> dict[str, Any]:
-    """What `k8snet-trace explain` says of one destination on a node. Raises K8snetError."""
-    options = ["--source", source] if source else []
-    ran = context.world.trace(node, "explain", to, "-o", "json", *options)
-    document = ran.json()
-    found: dict[str, Any] = document[0] if isinstance(document, list) else document
-    return found
 
 
 def _word(value: object) -> str:
@@ -236,7 +227,7 @@ def _route_to(world: World, target: str, to: str) -> dict[str, Any] | None:
 def node_of(world: World, pod: str) -> str:
     """The node of a pod (NAMESPACE/POD). Raises NoPod."""
     namespace, _, name = pod.partition("/")
-    found = get(world, "pod", name, namespace)
+    found = world.get("pod", name, namespace)
     node = None if found is None else found["spec"].get("nodeName")
     if not node:
         raise NoPod(pod)
@@ -288,8 +279,7 @@ def bpf_map(
     """The maps of the eBPF datapath on a node hold a Service with so many endpoints; without a number, with just those
     that are ready by the API. Reasons: no-service, endpoints, addresses.
     """
-    ran = context.world.trace(node, "services", "-o", "json")
-    found = [one for one in ran.json() if one["name"] == service and one["namespace"] == namespace]
+    found = [one for one in context.world.services(node) if one["name"] == service and one["namespace"] == namespace]
     look = f"sudo k8snet-lab exec {node} -- k8snet-trace services {namespace}/{service}"
     what = f"Service {namespace}/{service} in the maps of {node}"
     if not found:
@@ -297,7 +287,7 @@ def bpf_map(
     has = {one["ip"] for one in found[0]["endpoints"]}
     if endpoints is None:
         selector = f"kubernetes.io/service-name={service}"
-        ready = ready_addresses(get(context.world, "endpointslices", None, namespace, selector))
+        ready = ready_addresses(context.world.get("endpointslices", None, namespace, selector))
         if has != ready:
             return failed("addresses", expected=f"{what} with the endpoints of the API", seen=_several(has), look=look)
     elif len(has) != endpoints:

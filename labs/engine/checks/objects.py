@@ -13,7 +13,7 @@ import jsonpath
 
 from labs.engine.checks.context import Context
 from labs.engine.outcome import Outcome, failed, passed
-from labs.engine.world import World, get
+from labs.engine.world import World
 from tracer.errors import K8snetError
 
 
@@ -32,7 +32,7 @@ def object_(
 
     Without `path` only the object itself counts. Reasons: missing, there, different.
     """
-    found = get(context.world, kind, name, namespace)
+    found = context.world.get(kind, name, namespace)
     what = f"{kind} {namespace}/{name}"
     look = f"kubectl -n {namespace} get {kind} {name} -o yaml"
     if path is None:
@@ -74,7 +74,7 @@ def service(
 
     Reasons: missing, type, port, target-port, selector, headless.
     """
-    found = get(context.world, "service", name, namespace)
+    found = context.world.get("service", name, namespace)
     what, look = f"Service {namespace}/{name}", f"kubectl -n {namespace} describe service {name}"
     if found is None:
         return failed("missing", expected=what, seen="there is none", look=f"kubectl get services -n {namespace}")
@@ -113,7 +113,7 @@ def endpoint(
 
     Reasons: no-endpoints, count, unready, port.
     """
-    slices = get(context.world, "endpointslices", None, namespace, f"kubernetes.io/service-name={service}")
+    slices = context.world.get("endpointslices", None, namespace, f"kubernetes.io/service-name={service}")
     what = f"Service {namespace}/{service}"
     look = f"kubectl -n {namespace} get endpointslices -l kubernetes.io/service-name={service} -o wide"
     addresses = ready_addresses(slices)
@@ -165,7 +165,7 @@ def with_addresses(world: World, text: str) -> str:
 
 
 def _pod_address(world: World, namespace: str, name: str) -> str:
-    found = get(world, "pod", name, namespace)
+    found = world.get("pod", name, namespace)
     ip = None if found is None else (found.get("status") or {}).get("podIP")
     if not ip:
         raise NoPod(f"{namespace}/{name}")
@@ -186,7 +186,7 @@ def pods(
 
     Reasons: count, old, new.
     """
-    found = get(context.world, "pods", None, namespace, selector)
+    found = context.world.get("pods", None, namespace, selector)
     what, look = f"pods {selector} in {namespace}", f"kubectl -n {namespace} get pods -l {selector} -o wide"
     names = ", ".join(pod["metadata"]["name"] for pod in found) or "none"
     count = sum(_is_ready(pod) for pod in found)
@@ -207,14 +207,14 @@ def pods(
 def newest_pod(world: World, deployment: str) -> str | None:
     """The newest ready pod of a Deployment (NAMESPACE/NAME), as NAMESPACE/POD; None when it has none."""
     namespace, _, name = deployment.partition("/")
-    found = get(world, "deployment", name, namespace)
+    found = world.get("deployment", name, namespace)
     labels = {} if found is None else found["spec"]["selector"].get("matchLabels") or {}
     if not labels:
         return None
     selector = ",".join(f"{key}={value}" for key, value in labels.items())
     ready = [
         pod
-        for pod in get(world, "pods", None, namespace, selector)
+        for pod in world.get("pods", None, namespace, selector)
         if _is_ready(pod) and "deletionTimestamp" not in pod["metadata"]
     ]
     newest = max(ready, key=_created, default=None)
@@ -238,4 +238,4 @@ def _created(pod: dict[str, Any]) -> float:
 def endpoint_addresses(context: Context, name: str, namespace: str) -> list[str]:
     """The addresses of the ready endpoints of a Service, in order."""
     selector = f"kubernetes.io/service-name={name}"
-    return sorted(ready_addresses(get(context.world, "endpointslices", None, namespace, selector)))
+    return sorted(ready_addresses(context.world.get("endpointslices", None, namespace, selector)))

@@ -13,7 +13,6 @@ from typing import Any
 from labs.engine.checks.context import Context
 from labs.engine.checks.objects import ready_addresses
 from labs.engine.outcome import Outcome, failed, passed
-from labs.engine.world import get
 from tracer.errors import K8snetError
 
 SERVICE_NAME = "kubernetes.io/service-name"
@@ -31,7 +30,7 @@ def shares(context: Context, *, file: str, node: str, services: Sequence[str]) -
     path = context.workspace / file
     if not path.exists():
         return failed("missing", expected=f"the file {path}", seen="there is none", look="sudo k8snet-lab reset --step")
-    objects = get(context.world, "services,endpointslices", namespace="*")  # one look: kubectl takes a while to start
+    objects = [one for kind in ("services", "endpointslices") for one in context.world.get(kind, namespace="*")]
     wanted = {name: _expected(objects, name) for name in services}
     addresses = [address for address, _ in wanted.values()]
     ran = context.world.run(node, sys.executable, "-", *addresses, feed=path.read_text("utf-8", "replace"))

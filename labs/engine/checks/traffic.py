@@ -19,7 +19,6 @@ from labs.engine.checks.context import Context
 from labs.engine.checks.counters import counted
 from labs.engine.checks.objects import endpoint_addresses, newest_pod, with_addresses
 from labs.engine.outcome import Outcome, failed, passed
-from labs.engine.world import get
 from tracer.errors import K8snetError
 
 DNS_SECONDS = 2
@@ -125,7 +124,7 @@ def count_queries(context: Context, source: str, names: Sequence[str], *, both: 
 
     Raises K8snetError when they can't be asked. What others ask meanwhile is counted, too.
     """
-    behind = get(context.world, "endpoints", "kube-dns", "kube-system") or {}
+    behind = context.world.get("endpoints", "kube-dns", "kube-system") or {}
     pods = [address["ip"] for part in behind.get("subsets") or () for address in part.get("addresses") or ()]
     if not pods:
         return dict.fromkeys(names)

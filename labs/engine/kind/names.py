@@ -12,7 +12,6 @@ from typing import Any
 from labs.cluster.options import AddressPlan
 from labs.engine.kind import outside
 from labs.engine.kind.world import KindCluster, docker, natural
-from labs.engine.world import get
 
 PLACE = "{{range .NetworkSettings.Networks}}{{.Gateway}} {{.IPAddress}}/{{.IPPrefixLen}} {{end}}"
 CONTROL_PLANE_LABEL = "node-role.kubernetes.io/control-plane"
@@ -26,7 +25,7 @@ def words(world: KindCluster) -> dict[str, str]:
     """
     plan = AddressPlan((4,))
     found: dict[str, str] = {}
-    for number, node in enumerate(_in_order(get(world, "nodes")), 1):
+    for number, node in enumerate(_in_order(world.get("nodes")), 1):
         found[f"node{number}"] = node["metadata"]["name"]
         (own,) = plan.node_addresses(number)
         found[own.partition("/")[0]] = _address(node)
@@ -42,7 +41,7 @@ def words(world: KindCluster) -> dict[str, str]:
 
 def node(world: KindCluster, number: int) -> str:
     """The name of a node, counted from 1. Raises K8snetError."""
-    found = _in_order(get(world, "nodes"))
+    found = _in_order(world.get("nodes"))
     return str(found[number - 1]["metadata"]["name"])
 
 

@@ -20,7 +20,7 @@ from labs.engine import wording
 from labs.engine.kind import create, names, placement, servicelb
 from labs.engine.kind.world import KindCluster, is_missing
 from labs.engine.spec import Lesson
-from labs.engine.world import Blocked, Ran, get
+from labs.engine.world import Blocked, Ran
 from tracer.errors import K8snetError, UsageError
 
 PULL_SECONDS = 300.0  # for images, when they are not on the node yet
@@ -61,7 +61,7 @@ def check(world: KindCluster, lesson: Lesson) -> None:
 
 def proxy_mode(world: KindCluster) -> str:
     """What kube-proxy is configured for: iptables, nftables, ipvs; "none" where there is no kube-proxy."""
-    found = get(world, "configmap", "kube-proxy", "kube-system")
+    found = world.get("configmap", "kube-proxy", "kube-system")
     if found is None:
         return "none"
     try:
@@ -72,7 +72,7 @@ def proxy_mode(world: KindCluster) -> str:
 
 def _families(world: KindCluster) -> list[str]:
     """One network of pods for each IP family, on the first node."""
-    nodes = get(world, "nodes")
+    nodes = world.get("nodes")
     return list(nodes[0]["spec"].get("podCIDRs") or ()) if nodes else []
 
 
@@ -96,7 +96,7 @@ def prepare(world: KindCluster, lesson: Lesson, say: Say = lambda _: None) -> No
 
 def _open_control_planes(world: KindCluster) -> None:
     """Have pods on the control plane, too, as in miniature; kind itself does so where that is the only node."""
-    for node in get(world, "nodes"):
+    for node in world.get("nodes"):
         for taint in node["spec"].get("taints") or ():
             if taint["key"] == names.CONTROL_PLANE_LABEL:
                 remove = f"{taint['key']}:{taint['effect']}-"
@@ -122,7 +122,7 @@ def wait(world: KindCluster) -> None:
     ready = world.kubectl("-n", "default", "wait", "--for=condition=Ready", "pod/client", timeout, seconds=seconds)
     _must(ready, "default/client")
     for kind, name in (("deployment", "coredns"), ("daemonset", "kube-proxy")):  # as left when a fault was taken back
-        if get(world, kind, name, "kube-system") is not None:
+        if world.get(kind, name, "kube-system") is not None:
             rollout = world.kubectl(
                 "-n", "kube-system", "rollout", "status", f"{kind}/{name}", timeout, seconds=seconds
             )

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from labs.engine.kind.world import KindCluster
-from labs.engine.world import Ran, get
+from labs.engine.world import Ran
 from tracer.errors import K8snetError
 
 MANIFEST = Path(__file__).with_name("service-lb.yaml")
@@ -48,7 +48,7 @@ def manifest(world: KindCluster) -> str:
 
 def cluster_configuration(world: KindCluster) -> dict[str, Any]:
     """What kubeadm made the cluster from, which it leaves there. Raises K8snetError."""
-    found = get(world, "configmap", "kubeadm-config", "kube-system")
+    found = world.get("configmap", "kubeadm-config", "kube-system")
     if found is None:
         raise K8snetError("there is no configmap kube-system/kubeadm-config: kubeadm, and so kind, leaves one")
     try:

@@ -17,11 +17,11 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from labs.engine.kind import images
 from labs.engine.progress import Home
-from labs.engine.world import RUN_SECONDS, Blocked, Ran, get, ran
+from labs.engine.world import RUN_SECONDS, Blocked, Ran, kubectl_get, ran
 from tracer.errors import K8snetError, UsageError
 
 # pkg/cluster/internal/providers/docker/constants.go of kind
@@ -60,6 +60,10 @@ class KindCluster:
     def kubectl(self, *arguments: str, feed: str | None = None, seconds: float = RUN_SECONDS) -> Ran:
         """See World."""
         return ran([*self._kubectl, *arguments], feed=feed, env=self._environment, seconds=seconds)
+
+    def get(self, kind: str, name: str | None = None, namespace: str | None = None, selector: str = "") -> Any:
+        """See World."""
+        return kubectl_get(self, kind, name, namespace, selector)
 
     def apply(self, text: str) -> Ran:
         """See World. Images that only the miniature cluster has are replaced."""
@@ -113,10 +117,21 @@ class KindCluster:
             raise Blocked(f"{self.container(at)} has no k8snet-trace", hint=self.install_hint)
         return done
 
+    def services(self, node: str) -> list[dict[str, Any]]:
+        """See World."""
+        found: list[dict[str, Any]] = self.trace(node, "services", "-o", "json").json()
+        return found
+
+    def explain(self, node: str, to: str, source: str | None = None) -> dict[str, Any]:
+        """See World."""
+        options = ["--source", source] if source else []
+        found: dict[str, Any] = self.trace(node, "explain", to, "-o", "json", *options).json()
+        return found
+
     def _sandbox(self, target: str) -> tuple[str, int]:
         """The node of a pod, and the process there that holds its network namespace: containerd knows it."""
         namespace, _, name = target.partition("/")
-        pod = get(self, "pod", name, namespace)
+        pod = self.get("pod", name, namespace)
         if pod is None or "nodeName" not in pod["spec"]:
             raise UsageError(f"there is no pod {target}", hint="kubectl get pods --all-namespaces")
         node = pod["spec"]["nodeName"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from labs.engine.checks import Context
-from labs.engine.world import RUN_SECONDS, Ran
+from labs.engine.world import RUN_SECONDS, Ran, kubectl_get
 
 NOT_FOUND = Ran(1, "", 'Error from server (NotFound): services "web" not found')
 
@@ -47,6 +47,10 @@ class FakeWorld:
             return NOT_FOUND if found is None else Ran(0, json.dumps(found), "")
         return Ran(0, json.dumps({"items": self.objects.get(f"{kind} {namespace}", [])}), "")
 
+    def get(self, kind: str, name: str | None = None, namespace: str | None = None, selector: str = "") -> Any:
+        """See World."""
+        return kubectl_get(self, kind, name, namespace, selector)
+
     def apply(self, text: str) -> Ran:
         """See World."""
         self.applied.append(text)
@@ -61,6 +65,17 @@ class FakeWorld:
     def trace(self, node: str, *arguments: str, seconds: float = RUN_SECONDS) -> Ran:
         """See World."""
         return self.run(node, "k8snet-trace", *arguments)
+
+    def services(self, node: str) -> list[dict[str, Any]]:
+        """See World."""
+        found: list[dict[str, Any]] = self.trace(node, "services", "-o", "json").json()
+        return found
+
+    def explain(self, node: str, to: str, source: str | None = None) -> dict[str, Any]:
+        """See World."""
+        options = ["--source", source] if source else []
+        found: dict[str, Any] = self.trace(node, "explain", to, "-o", "json", *options).json()
+        return found
 
     def nodes(self) -> list[str]:
         """See World."""

@@ -690,7 +690,8 @@ def test_shares(tmp_path: Path, printed: Ran | None, reason: str) -> None:
         (tmp_path / "chains.py").write_text("print()")
     objects = [{**TWO_PORTS, "kind": "Service"}, *two_ports(*READY, UNREADY)]
     world = FakeWorld(
-        {"services,endpointslices *": objects}, {f"node1: {sys.executable} - 10.96.0.7:80": printed or Ran(0, "", "")}
+        {"services *": objects[:1], "endpointslices *": objects[1:]},
+        {f"node1: {sys.executable} - 10.96.0.7:80": printed or Ran(0, "", "")},
     )
     parameters: dict[str, Any] = {"file": "chains.py", "node": "node1", "services": ["default/web:http"]}
     assert result(world, "shares", tmp_path, **parameters) == reason

@@ -24,7 +24,7 @@ from labs.engine.kind.world import KindCluster
 from labs.engine.outcome import Result
 from labs.engine.session import Walk
 from labs.engine.undo import Undo
-from labs.engine.world import Blocked, Ran, get
+from labs.engine.world import Blocked, Ran
 from tests.labs.engine.kindlike import KindLike, walking
 from tests.labs.lab import Lab, lab
 from tracer.errors import MissingError, UsageError
@@ -174,7 +174,7 @@ def test_names_and_addresses(walk: Walk, like: KindLike, monkeypatch: pytest.Mon
             {"type": "Hostname", "address": name},
             {"type": "InternalIP", "address": address},
         ]
-    monkeypatch.setattr(names, "get", lambda *_: nodes[::-1])
+    monkeypatch.setattr(KindCluster, "get", lambda *_: nodes[::-1])
     monkeypatch.setattr(names, "docker", lambda *_: Ran(0, "5.6.7.1 5.6.7.8/24 \n", ""))
     monkeypatch.setattr(names.outside, "address", lambda _: "9.9.9.9")
     assert names.words(cluster) == {
@@ -225,7 +225,7 @@ def state(like: KindLike, walk: Walk) -> dict[str, Any]:
     found: dict[str, Any] = {
         f"{kind} {one['metadata']['name']}": one["spec"]
         for kind in ("services", "daemonsets", "deployments")
-        for one in get(world, kind, namespace="kube-system")
+        for one in world.get(kind, namespace="kube-system")
     }
     for node in world.nodes():
         for table in ("filter", "nat", "mangle", "raw"):

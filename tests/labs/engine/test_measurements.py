@@ -123,7 +123,7 @@ def test_what_each_rule_costs_is_right_to_a_nanosecond(tmp_path: Path) -> None:
 )
 def test_passes(parameters: dict[str, Any], reason: str) -> None:
     world = FakeWorld(
-        {"service default/web": WEB}, {"node1: k8snet-trace explain": prints([{"passed": {"rules": 17.0}}])}
+        {"service default/web": WEB}, {"node1: k8snet-trace explain": prints({"passed": {"rules": 17.0}})}
     )
     assert result(world, "passes", **{"node": "node1", "to": "default/web:80", **parameters}) == reason
     assert facts.expected(context(world), "rules_passed", {"node": "node1", "to": "10.96.0.7:80"}) == {"17"}
