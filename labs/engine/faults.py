@@ -12,19 +12,21 @@ from __future__ import annotations
 
 import json
 import shlex
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from labs.cluster.mergepatch import merge
 from labs.engine import socketmaps, undo
 from labs.engine.checks import kernel
-from labs.engine.checks.objects import with_addresses
+from labs.engine.checks.objects import NoPod, with_addresses
 from labs.engine.undo import Undo
 from labs.engine.world import Ran, World
 from tracer.errors import K8snetError
 
 FLOW_TRIES = 5
 WAIT_SECONDS = 60  # for pods to come and go; on a real cluster they take longer
+POLL_SECONDS = 0.05
 ROUTE_TYPES = ("unicast", "local", "broadcast", "multicast", "throw", "unreachable", "prohibit", "blackhole")
 
 
@@ -156,6 +158,19 @@ def kubectl(world: World, *, arguments: list[str]) -> Iterable[Undo]:
     return ()
 
 
+def started(world: World, *, pod: str) -> Iterable[Undo]:
+    """Wait until a pod (NAMESPACE/POD) has its address, before it is ready: for faults that name that address."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while True:
+        try:
+            with_addresses(world, f"{{{pod}}}")
+            return ()
+        except NoPod:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(POLL_SECONDS)
+
+
 def _must(ran: Ran, what: str) -> None:
     if ran.code != 0:
         raise K8snetError(f"{what}: {ran.err.strip() or ran.out.strip()}")
@@ -171,6 +186,7 @@ FAULTS: Mapping[str, Callable[..., Iterable[Undo]]] = {
     "rule": rule,
     "scale": scale,
     "slot": slot,
+    "started": started,
     "udp_flow": udp_flow,
 }
 

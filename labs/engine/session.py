@@ -287,6 +287,9 @@ class Walk:
         report = Report(self.lesson)
         first = True
         while (step := self.step) is not None:
+            if step.faults and not first:  # this check has just broken it: nobody has mended it yet
+                report.entered = True
+                break
             outcome = self.look(step, step.within if first else 0.0)
             if outcome.passed:
                 self._pass(step)

@@ -197,7 +197,8 @@ def pods(
     if anew and old:
         expected = f"{what} to be newer than this step"
         return failed("old", expected=expected, seen=f"older are {', '.join(old)}", look=look)
-    new = [pod["metadata"]["name"] for pod in found if pod["metadata"]["name"] not in old or _restarts(pod)]
+    # the API tells whole seconds: what was made in the one in which the step began may be the step's own
+    new = [pod["metadata"]["name"] for pod in found if _created(pod) > context.since or _restarts(pod)]
     if kept and new:
         expected = f"{what} to be those that were there before"
         return failed("new", expected=expected, seen=f"new, or begun again: {', '.join(new)}", look=look)

@@ -78,7 +78,13 @@ def test_pods(third: dict[str, Any], parameters: dict[str, Any], reason: str) ->
     assert (outcome.reason or outcome.result) == reason
 
 
-@pytest.mark.parametrize(("restarts", "since", "reason"), [(0, 2e9, "pass"), (1, 2e9, "new"), (0, 1e9, "new")])
+BEGAN = 1795946400.9  # 10:00:00.9, and the pod was made within that second
+
+
+@pytest.mark.parametrize(
+    ("restarts", "since", "reason"),
+    [(0, 2e9, "pass"), (1, 2e9, "new"), (0, 1e9, "new"), (0, BEGAN, "pass"), (0, BEGAN - 1, "new")],
+)
 def test_pods_that_should_be_the_same_as_before(restarts: int, since: float, reason: str) -> None:
     found = pod("a", "2026-11-29T10:00:00Z")
     found["status"]["containerStatuses"] = [{"restartCount": restarts}]

@@ -145,3 +145,21 @@ def test_an_object_is_made_anew_with_changes() -> None:
     assert json.loads(fed[0]) == {"metadata": {"name": "web"}, "spec": {"clusterIP": "b", "y": {"z": 2}}}
     with pytest.raises(K8snetError, match="there is no service default/other"):
         faults.inject(world, "recreate", {"kind": "service", "name": "other", "patch": {}})
+
+
+def test_a_pod_that_has_been_applied_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its address is enough: it may never become ready."""
+    world = FakeWorld()
+    waited: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        status = {"podIP": "10.244.0.9", "conditions": [{"type": "Ready", "status": "False"}]}
+        world.objects["pod default/meter"] = {"status": {} if len(waited) < 3 else status}
+
+    monkeypatch.setattr(faults.time, "sleep", sleep)
+    faults.inject(world, "started", {"pod": "default/meter"})
+    assert len(waited) == 3
+    monkeypatch.setattr(faults, "WAIT_SECONDS", 0)
+    with pytest.raises(K8snetError, match="the pod default/nobody is not there, or has no address"):
+        faults.inject(world, "started", {"pod": "default/nobody"})

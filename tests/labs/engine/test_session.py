@@ -283,6 +283,21 @@ def test_a_step_is_prepared_when_it_is_entered(tmp_path: Path) -> None:
     assert any("iptables" in text and "FORWARD" in text for text in walk.fake.asked)
 
 
+def test_what_a_check_has_just_broken_it_does_not_look_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody can have mended it yet, and looking at what hangs takes its time."""
+    walk = faulty(tmp_path)
+    walk.fake.commands["node1: iptables"] = session.Ran(0, "", "")
+    walk.perform(walk.lesson.step("open"))
+    looked: list[str] = []
+    look = walk.look
+    monkeypatch.setattr(walk, "look", lambda step, within: (looked.append(step.id), look(step, within))[1])
+    report = walk.check()
+    assert [step.id for step, _ in report.walked] == looked == ["open"]
+    assert (now(walk), report.result, report.entered) == ("mend", Result.FAIL, True)
+    report = walk.check()
+    assert [(step.id, outcome.result) for step, outcome in report.walked] == [("mend", Result.FAIL)]
+
+
 def test_what_takes_a_fault_back_is_kept_before_it_breaks_something(tmp_path: Path) -> None:
     """Also when it breaks only half of it: the step is entered again by the next check."""
     walk = faulty(tmp_path)
