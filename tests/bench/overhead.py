@@ -3,13 +3,15 @@
 What belongs here: the tools compared, pairs of runs, the table. What does not: the load (`tests.bench.load`).
 
 Machines are noisy, so no absolute rate is compared with one of another time: each run with a tool lies between two
-without, and counts as its ratio to their mean; of those ratios the median is told.
+without, and counts as its ratio to their mean; of those ratios the median is told, and between which of them the median
+of endlessly many would lie. The tool "nothing" tells what the way of measuring adds.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import statistics
 import subprocess
 import tempfile
@@ -23,6 +25,7 @@ from tests.bench.load import CLIENTS, CONNECTIONS, Load, Run, cluster
 
 TRACE = str(Path(__file__).parents[2] / ".venv" / "bin" / "k8snet-trace")
 SETTLE_SECONDS = 2.0
+CONFIDENCE = 0.95
 STATES = 'tracepoint:sock:inet_sock_set_state { printf("%s %d %d %d\\n", comm, pid, args->oldstate, args->newstate); }'
 
 
@@ -106,6 +109,13 @@ def _command(command: list[str], settle: float = SETTLE_SECONDS) -> Iterator[Non
             process.wait()
 
 
+@contextlib.contextmanager
+def nothing(_: Load, __: list[int]) -> Iterator[None]:
+    """The same waiting, and no tool."""
+    time.sleep(SETTLE_SECONDS)
+    yield
+
+
 def conntrack(load: Load, _: list[int]) -> contextlib.AbstractContextManager[None]:
     """conntrack -E -e NEW on the node that the clients' connections are translated on."""
     return _command(load.command("node1", "conntrack", "-E", "-e", "NEW"))
@@ -129,6 +139,7 @@ TOOLS: dict[str, Callable[[Load, list[int]], contextlib.AbstractContextManager[N
     "conntrack -E": conntrack,
     "tcpdump": tcpdump,
     "bpftrace": bpftrace,
+    "nothing": nothing,
 }
 
 
@@ -158,16 +169,32 @@ def _words(pair: Pair) -> str:
     return f"{rates[0]}/s beside {rates[1]} and {rates[2]}: {pair.slowdown:.1%} slower{told}"
 
 
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Between which of the values the median of what they are drawn from lies, with CONFIDENCE.
+
+    Whatever the distribution: how many of n values lie below its median is binomial, n times one half. Too few values
+    (5 and less) give their whole range.
+    """
+    ordered, number, below = sorted(values), len(values), 0
+    outside = 2 * math.comb(number, 0) / 2**number
+    while below + 1 < number / 2 and outside + 2 * math.comb(number, below + 1) / 2**number <= 1 - CONFIDENCE:
+        below += 1
+        outside += 2 * math.comb(number, below) / 2**number
+    return ordered[below], ordered[-1 - below]
+
+
 def table(results: Sequence[Result]) -> str:
     """The results as a Markdown table."""
     lines = [
         f"{CLIENTS} client pods, {CONNECTIONS} connections at once, each closed after one request:",
         "",
-        "| tool | slowdown, median | range | requests/s with it | without | records / connections |",
-        "|---|---|---|---|---|---|",
+        f"| tool | slowdown, median | {CONFIDENCE:.0%} sure | range | requests/s with it | without "
+        "| records / connections |",
+        "|---|---|---|---|---|---|---|",
     ]
     for result in results:
         slowdowns = sorted(pair.slowdown for pair in result.pairs)
+        low, high = interval(slowdowns)
         watched = statistics.median(pair.watched.requests_per_second for pair in result.pairs)
         without = statistics.median(pair.before.requests_per_second for pair in result.pairs)
         told = [pair for pair in result.pairs if pair.records is not None]
@@ -175,7 +202,8 @@ def table(results: Sequence[Result]) -> str:
             f"{sum(p.records or 0 for p in told):,} / {sum(p.watched.connections for p in told):,}" if told else ""
         )
         lines.append(
-            f"| {result.tool} | {statistics.median(slowdowns):.1%} | {slowdowns[0]:.1%} to {slowdowns[-1]:.1%} "
+            f"| {result.tool} | {statistics.median(slowdowns):.1%} | {low:.1%} to {high:.1%} "
+            f"| {slowdowns[0]:.1%} to {slowdowns[-1]:.1%} "
             f"| {watched:,.0f} | {without:,.0f} | {records} |"
         )
     return "\n".join(lines)

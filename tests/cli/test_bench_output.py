@@ -10,8 +10,11 @@ from click.testing import CliRunner
 
 from tests.bench import cluster as cluster_bench
 from tests.bench import hooks as hooks_bench
+from tests.bench import overhead as overhead_bench
 from tests.bench.__main__ import bench
 from tests.bench.cluster import Result
+from tests.bench.load import Run
+from tests.bench.overhead import Pair
 
 RESULTS = [
     Result("up", [2.0, 9.0, 1.0], "s", 3.0),
@@ -62,3 +65,19 @@ def test_every_measurement_has_the_same_options() -> None:
     assert json.loads(run("hooks", "-o", "json"))["results"] == [
         {"attached": hooks_bench.NOTHING, "microseconds": [1.0, 2.0, 3.0]}
     ]
+
+
+@pytest.mark.parametrize(
+    ("number", "low", "high"),  # as tables of the sign test have them, for 95 %
+    [(1, 1, 1), (5, 1, 5), (6, 1, 6), (9, 2, 8), (10, 2, 9), (15, 4, 12), (20, 6, 15), (25, 8, 18), (60, 22, 39)],
+)
+def test_where_the_median_lies_by_ranks(number: int, low: int, high: int) -> None:
+    assert overhead_bench.interval([float(value) for value in range(number, 0, -1)]) == (low, high)
+
+
+def test_overhead_tells_how_sure_its_median_is() -> None:
+    without = Run(1000.0, 10)
+    pairs = [Pair(without, Run(1000.0 - 10 * number, 10), without, records=10, lost=0) for number in range(9)]
+    assert overhead_bench.table([overhead_bench.Result("it", pairs)]).splitlines()[-1] == (
+        "| it | 4.0% | 1.0% to 7.0% | 0.0% to 8.0% | 960 | 1,000 | 90 / 90 |"
+    )
