@@ -12,17 +12,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labs.engine.world import BEGIN_ANEW, RUN_SECONDS, Blocked, Ran, kubectl_get, ran
+from labs.engine.world import BEGIN_ANEW, PROBE_RATE, RUN_SECONDS, Blocked, Ran, kubectl_get, ran
 from tracer.errors import K8snetError
 
 if TYPE_CHECKING:
     from labs.cluster.resources import Resource
 
+PROBE_SECONDS = 1.0  # as k8snet-trace waits for an answer
 _reading_rules = threading.Lock()  # python-iptables, which reads legacy tables, is not for several threads
 
 
@@ -82,12 +82,6 @@ class Miniature:
         except K8snetError as error:  # as the command `k8snet-lab exec` tells it
             return Ran(error.exit_code, "", f"error: {error.message}")
 
-    def trace(self, node: str, *arguments: str, seconds: float = RUN_SECONDS) -> Ran:
-        where = "--from" if arguments[0] == "probe" else "--netns"
-        names = ["--kubeconfig", str(self.kubeconfig)]  # maps of eBPF hold addresses only
-        command = [sys.executable, "-m", "tracer", *arguments, *names, where, self._pid(node)]
-        return ran(command, seconds=seconds)
-
     def services(self, node: str) -> list[dict[str, Any]]:
         from tracer.commands.rules_source import chosen_rules
         from tracer.rules.kubeproxy import service_map
@@ -106,6 +100,14 @@ class Miniature:
             rules = chosen_rules((), pid, str(self.kubeconfig), source)
             (found,) = answers(rules, [parse(to)], source, around)
             return found.to_json()
+
+    def probe(self, source: str, to: str, count: int) -> dict[str, Any]:
+        from tracer.probe import conduct
+        from tracer.probe.run import Plan
+
+        plan = Plan(count, PROBE_RATE, PROBE_SECONDS)
+        wishes = conduct.Wishes(plan, self._pid(source), kubeconfig=str(self.kubeconfig), with_names=False)
+        return conduct.probe(to, wishes, lambda: False).to_json()
 
     def nodes(self) -> list[str]:
         return [node["name"] for node in self._status()["nodes"]]

@@ -6,24 +6,21 @@ A step is entered when the one before it is done: then its manifests are applied
 Steps that are only to be read are done by being shown.
 
 What belongs here: the order of things, and when a pass counts. What does not: looking (`checks`), keeping (`progress`),
-words (`tell`), printing.
+words (`tell`), printing, and what a learner's shell is (`shell`).
 """
 
 from __future__ import annotations
 
-import os
 import shlex
-import shutil
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from labs.engine import facts, faults, recorder, wording
+from labs.engine import facts, faults, recorder, shell, wording
 from labs.engine.checks import Context, check
 from labs.engine.course import Course
 from labs.engine.outcome import Outcome, Result, failed, passed
@@ -446,33 +443,19 @@ class Walk:
         workspace = self.home.workspace(self.lesson.id)
         return workspace if workspace.exists() else Path("/")
 
-    @contextmanager
-    def shell(self) -> Iterator[dict[str, str]]:
-        """The environment of a learner's shell: the commands of this very installation, and this lesson's cluster.
-
-        The commands go with it: what a script leaves in the background must have begun when the script ends.
-        """
-        with TemporaryDirectory(prefix="k8snet-lab-") as directory:
-            for name, module in (("k8snet-lab", "labs.cli"), ("k8snet-trace", "tracer")):
-                _write_program(Path(directory, name), f'exec {shlex.quote(sys.executable)} -m {module} "$@"')
-            if shutil.which("sudo") is None:
-                _write_program(Path(directory, "sudo"), 'exec "$@"')
-            yield {
-                **os.environ,
-                "PATH": f"{directory}:{os.environ.get('PATH', os.defpath)}",
-                "PYTHONPATH": ":".join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")))),
+    def shell(self) -> AbstractContextManager[dict[str, str]]:
+        """The environment of a learner's shell: see `labs.engine.shell`."""
+        lesson = self.lesson
+        return shell.environment(
+            {
                 "KUBECONFIG": str(self.world.kubeconfig),
                 "K8SNET_CLUSTER": self._open.cluster,
                 "K8SNET_LAB_LESSONS": str(self.course.directory),
-                "LESSON": str(self.lesson.directory),
-                "WORKSPACE": str(self.home.workspace(self.lesson.id)),
+                "LESSON": str(lesson.directory),
+                "WORKSPACE": str(self.home.workspace(lesson.id)),
                 **self.home.environment,
             }
-
-
-def _write_program(path: Path, body: str) -> None:
-    path.write_text(f"#!/bin/sh\n{body}\n")
-    path.chmod(0o755)
+        )
 
 
 def _no_answer(form: str, command: str) -> Outcome:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from tracer.errors import K8snetError, MissingError
 
 RUN_SECONDS = 20.0
+PROBE_RATE = 1000  # flows a second
 BEGIN_ANEW = "sudo k8snet-lab reset"
 
 
@@ -67,14 +68,14 @@ class World(Protocol):
     def run(self, target: str, *command: str, feed: str | None = None, seconds: float = RUN_SECONDS) -> Ran:
         """Run a command on a node or in a pod; exit code 124 when it takes longer. Raises Blocked."""
 
-    def trace(self, node: str, *arguments: str, seconds: float = RUN_SECONDS) -> Ran:
-        """Run a subcommand of k8snet-trace about the network namespace of a node or pod; `probe` sends from there."""
-
     def services(self, node: str) -> list[dict[str, Any]]:
         """The Services as the rules (or maps) of a node have them: what `k8snet-trace services -o json` prints."""
 
     def explain(self, node: str, to: str, source: str | None = None) -> dict[str, Any]:
         """What a node's rules do with a packet to `to`: what `k8snet-trace explain -o json` prints."""
+
+    def probe(self, source: str, to: str, count: int) -> dict[str, Any]:
+        """Where crafted packets from a node or pod to `to` end: what `k8snet-trace probe -o json` prints."""
 
     def nodes(self) -> list[str]:
         """The nodes' names."""

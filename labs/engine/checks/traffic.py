@@ -25,7 +25,6 @@ DNS_SECONDS = 2
 HTTP_SECONDS = 3
 SEPARATOR = "----"  # no line of a metrics page begins so
 ANSWER_END = "\x1e"  # ASCII's record separator
-PROBE_RATE = 1000  # flows a second
 
 
 def dns(
@@ -221,9 +220,7 @@ def probe(
 
     Reasons: backends, spread.
     """
-    document = context.world.trace(
-        source, "probe", to, "--count", str(count), "--rate", str(PROBE_RATE), "--no-names", "-o", "json"
-    ).json()
+    document = context.world.probe(source, to, count)
     reached = [one for one in document["reached"] if one["observed"]]
     look = f"sudo k8snet-lab exec node1 -- k8snet-trace probe {to} --from {source}"
     if len(reached) != backends:

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 from labs.engine.kind import images
 from labs.engine.progress import Home
-from labs.engine.world import RUN_SECONDS, Blocked, Ran, kubectl_get, ran
+from labs.engine.world import PROBE_RATE, RUN_SECONDS, Blocked, Ran, kubectl_get, ran
 from tracer.errors import K8snetError, UsageError
 
 # pkg/cluster/internal/providers/docker/constants.go of kind
@@ -107,7 +107,10 @@ class KindCluster:
         return done
 
     def trace(self, node: str, *arguments: str, seconds: float = RUN_SECONDS) -> Ran:
-        """See World. It is the program inside the node's container that runs."""
+        """Run a subcommand of k8snet-trace about the network namespace of a node or pod; `probe` sends from there.
+
+        It is the program inside the node's container that runs.
+        """
         at = node
         if "/" in node:
             at, pid = self._sandbox(node)
@@ -126,6 +129,12 @@ class KindCluster:
         """See World."""
         options = ["--source", source] if source else []
         found: dict[str, Any] = self.trace(node, "explain", to, "-o", "json", *options).json()
+        return found
+
+    def probe(self, source: str, to: str, count: int) -> dict[str, Any]:
+        """See World."""
+        options = ["--count", str(count), "--rate", str(PROBE_RATE), "--no-names", "-o", "json"]
+        found: dict[str, Any] = self.trace(source, "probe", to, *options).json()
         return found
 
     def _sandbox(self, target: str) -> tuple[str, int]:

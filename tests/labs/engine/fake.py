@@ -62,20 +62,24 @@ class FakeWorld:
         self.asked.append(text)
         return next((ran for key, ran in self.commands.items() if text.startswith(key)), Ran(127, "", "not found"))
 
-    def trace(self, node: str, *arguments: str, seconds: float = RUN_SECONDS) -> Ran:
-        """See World."""
-        return self.run(node, "k8snet-trace", *arguments)
-
     def services(self, node: str) -> list[dict[str, Any]]:
         """See World."""
-        found: list[dict[str, Any]] = self.trace(node, "services", "-o", "json").json()
+        found: list[dict[str, Any]] = self._trace(node, "services", "-o", "json").json()
         return found
 
     def explain(self, node: str, to: str, source: str | None = None) -> dict[str, Any]:
         """See World."""
         options = ["--source", source] if source else []
-        found: dict[str, Any] = self.trace(node, "explain", to, "-o", "json", *options).json()
+        found: dict[str, Any] = self._trace(node, "explain", to, "-o", "json", *options).json()
         return found
+
+    def probe(self, source: str, to: str, count: int) -> dict[str, Any]:
+        """See World."""
+        found: dict[str, Any] = self._trace(source, "probe", to, "--count", str(count)).json()
+        return found
+
+    def _trace(self, node: str, *arguments: str) -> Ran:
+        return self.run(node, "k8snet-trace", *arguments)
 
     def nodes(self) -> list[str]:
         """See World."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -134,18 +135,25 @@ def until(condition: Callable[[], bool], patience: float) -> None:
         time.sleep(0.02)
 
 
+def traced(lab: Lab, node: str, *arguments: str) -> Any:
+    """What k8snet-trace prints about a node."""
+    (pid,) = (str(one["pid"]) for one in lab.status()["nodes"] if one["name"] == node)
+    command = [sys.executable, "-m", "tracer", *arguments, "-o", "json", "--netns", pid]
+    return json.loads(subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout)
+
+
 class TestRules:
-    def test_services_are_what_the_command_prints(self, world: Miniature) -> None:
+    def test_services_are_what_the_command_prints(self, lab: Lab, world: Miniature) -> None:
         for node in world.nodes():
             found = world.services(node)
             assert len(found) > 3
-            assert found == world.trace(node, "services", "-o", "json").json()
+            assert found == traced(lab, node, "services")
 
-    def test_explained_as_the_command_does(self, world: Miniature) -> None:
+    def test_explained_as_the_command_does(self, lab: Lab, world: Miniature) -> None:
         ip = world.get("pod", "client")["status"]["podIP"]
         assert len(world.explain("node1", SERVICE)["backends"]) == 3
-        assert world.explain("node1", SERVICE) == world.trace("node1", "explain", SERVICE, "-o", "json").json()
-        printed = world.trace("node2", "explain", SERVICE, "-o", "json", "--source", ip).json()
+        assert world.explain("node1", SERVICE) == traced(lab, "node1", "explain", SERVICE)
+        printed = traced(lab, "node2", "explain", SERVICE, "--source", ip)
         assert world.explain("node2", SERVICE, ip) == printed
 
     def test_both_nodes_at_once(self, world: Miniature) -> None:
@@ -153,6 +161,18 @@ class TestRules:
         with ThreadPoolExecutor(8) as at_once:
             found = list(at_once.map(lambda node: (node, world.services(node)), [*wanted] * 8))
         assert all(services == wanted[node] for node, services in found)
+
+    def test_crafted_packets_reach_what_the_rules_promise(self, world: Miniature) -> None:
+        ready = {
+            endpoint["ip"]
+            for one in world.services("node1")
+            if one["name"] == "lets-ship-it"
+            for endpoint in one["endpoints"]
+        }
+        for source in (POD, "node2"):
+            found = world.probe(source, SERVICE, 40)
+            reached = {one["ip"]: one["observed"] for one in found["reached"]}
+            assert (set(reached), sum(reached.values())) == (ready, 40)
 
     def test_no_cluster(self) -> None:
         with pytest.raises(Blocked, match="cluster test-none is not up"):

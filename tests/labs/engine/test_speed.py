@@ -1,4 +1,4 @@
-"""How long a learner waits: every lesson's start, and each check that passes, by the command's own clock."""
+"""How long a learner waits: every lesson's start, and each check that passes, with the next step prepared."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from tests.labs.lab import Lab, lab
 
 pytestmark = [pytest.mark.root, pytest.mark.bpf, pytest.mark.slow, pytest.mark.alone]
 
-# Twice what is promised, 4 s and 2 s: the machines of tests differ, and have neighbours.
+# Promised are 4 s and 2 s, and half of a check is for looking. The machines of tests differ, and have neighbours: a
+# start and a look may take twice that. A check can pass only once, so it can't be tried again, and may take half more.
 START_SECONDS = 8.0
 COMPILING = {"ebpf": 16.0}  # each node compiles the datapath, and the trace more than elsewhere: KNOWN_ISSUES.md
-CHECK_SECONDS = 4.0
+LOOK_SECONDS = 2.0
+CHECK_SECONDS = 3.0
 MEASURING = {("o-of-n", "measure"): 40.0}  # its check measures new connections: that is what it is for
 TRIES = 3
 LESSONS = [lesson.id for lesson in Course.read().lessons]
@@ -67,13 +69,16 @@ def test_start_and_check_are_quick(walk: Walk, patience: float, lesson: str) -> 
     while (step := walk.step) is not None:
         walk.perform(step)
         assert walk.look(step, max(step.within, SOLVED_WITHIN) * patience).passed, step.id
-        looking, outcome = timed(lambda step=step: walk.look(step, 0.0))
+        limit = MEASURING.get((lesson, step.id), LOOK_SECONDS) * patience
+        looks: list[float] = []
+        while len(looks) < TRIES and min(looks, default=limit) >= limit:
+            seconds, outcome = timed(lambda step=step: walk.look(step, 0.0))
+            assert outcome.passed, (step.id, outcome)
+            looks.append(seconds)
         checking, done = timed(lambda: command("check"))
-        assert outcome.passed, (step.id, outcome)
         walk.reload()
         now = walk.step
         assert now is None or now.id != step.id, (step.id, done.stdout, done.stderr)
-        limit = MEASURING.get((lesson, step.id), CHECK_SECONDS) * patience
-        if min(looking, checking) >= limit:
-            slow[step.id] = [looking, checking]
+        if min(looks) >= limit or checking >= MEASURING.get((lesson, step.id), CHECK_SECONDS) * patience:
+            slow[step.id] = [min(looks), checking]
     assert slow == {}
