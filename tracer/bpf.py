@@ -128,11 +128,21 @@ class Programs:
     Raises BpfCompileError when clang or BCC's front end refuses the C, MissingError when bcc is not installed.
     """
 
-    def __init__(self, files: Sequence[str], defines: Mapping[str, int], *, maps_of: Programs | None = None) -> None:
-        """`maps_of`: programs whose maps these shall use, where they declare some of the same name and layout."""
+    def __init__(
+        self,
+        files: Sequence[str],
+        defines: Mapping[str, int],
+        *,
+        maps_of: Programs | None = None,
+        with_types: bool = False,
+    ) -> None:
+        """`maps_of`: programs whose maps these shall use, where they declare some of the same name and layout.
+
+        `with_types`: let maps tell what is in them (BTF), for `bpftool map`; compiling then takes a fifth longer.
+        """
         self._bcc = _import_bcc()
         self._attachments: list[Attachment] = []
-        self._bpf = _compiled(self._bcc, program_text(files), defines)
+        self._bpf = _compiled(self._bcc, program_text(files), defines, with_types=with_types)
         self._redirected = {} if maps_of is None else self._same_maps(maps_of)
 
     def attach(self, hook: Hook) -> None:
@@ -294,13 +304,15 @@ def _numbered(text: str, name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _compiled(bcc: Any, text: str, defines: Mapping[str, int]) -> Any:
+def _compiled(bcc: Any, text: str, defines: Mapping[str, int], *, with_types: bool = True) -> Any:
     """C as BCC's object. Raises BpfCompileError, BackendUnavailable."""
     include = program_directory() / "include"
     architecture = _ARCHITECTURES.get(platform.machine(), platform.machine())
     flags = [f"-I{include}", f"-D__TARGET_ARCH_{architecture}", "-Wno-unused-function", "-Wno-macro-redefined"]
     flags.append("-Wfatal-errors")  # BCC 0.26 crashes on the tree that clang leaves after a second error
     flags += [f"-D{name}={value}" for name, value in defines.items()]
+    if not with_types:
+        flags.append("-g0")  # types are made of what debuggers are told
     try:
         return _compiled_with(bcc, text, flags, include / "kernel")
     except BpfCompileError as first:

@@ -83,7 +83,7 @@ def _compile(defines: Mapping[str, int]) -> BpfObject:
     from tracer import bpf
 
     functions = sorted({*ebpfloader.SOCKET_PROGRAMS.values(), *ebpfloader.PACKET_PROGRAMS})
-    return BpfObject.of(bpf.Programs(FILES, defines), functions)
+    return BpfObject.of(bpf.Programs(FILES, defines, with_types=True), functions)
 
 
 def _write_all(fd: int, data: bytes) -> None:
