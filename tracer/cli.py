@@ -118,6 +118,8 @@ def _live(options: dict[str, Any], sinks: Any, tally: Any, stop: Any) -> None:
         kubeconfig=options["kubeconfig"],
         with_names=not options["no_names"],
         ready_file=options["ready_file"],
+        begin_file=options["begin_file"],
+        rewrites_expected=options["rewrites_expected"],
         limits=Limits(options["count"], options["duration"]),
     )
     live(settings, wanted(options), sinks, tally, stopped=stop, say=say, on_ready=_greet)

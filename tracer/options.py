@@ -112,6 +112,9 @@ _OPTIONS = (
     _option("Output", "--duration", type=click.FloatRange(min=0), metavar="SECONDS", help="End after a time."),
     _option("Output", "--record", type=_FILE, metavar="FILE", help="Write what is shown to FILE too, as JSON lines."),
     _option("Output", "--ready-file", type=_FILE, metavar="PATH", help="Create PATH once every hook is attached."),
+    # For who starts a trace beside a cluster that is still to come (`labs.engine.recorder`).
+    _option("Output", "--begin-file", type=_FILE, hidden=True, help="Begin when it is there: the kubeconfig's path."),
+    _option("Source", "--rewrites-expected", is_flag=True, hidden=True, help="Programs at sockets are to come."),
     _option(
         "Source",
         "--replay",

@@ -11,6 +11,7 @@ import gc
 import os
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from tracer.shapes import Shapes
 from tracer.sinks import Sink
 from tracer.source import Source
 from tracer.tally import Tally
-from tracer.trace import Limits, follow
+from tracer.trace import POLL_SECONDS, Limits, follow
 
 if TYPE_CHECKING:
     from tracer.names import Names
@@ -41,7 +42,8 @@ CAP_SYS_ADMIN = 21
 class Settings:
     """What the user asked of a live trace.
 
-    kubeconfig: None looks in the usual places. ring_buffer: bytes, None for the default.
+    kubeconfig: None looks in the usual places. ring_buffer: bytes, None for the default. begin_file: attach, but begin
+    only when this file is there, whose text is the path of the kubeconfig. rewrites_expected: see LiveSource.
     """
 
     backend: str = "auto"
@@ -49,6 +51,8 @@ class Settings:
     kubeconfig: str | None = None
     with_names: bool = True
     ready_file: str | None = None
+    begin_file: str | None = None
+    rewrites_expected: bool = False
     limits: Limits = field(default_factory=Limits)
 
 
@@ -70,9 +74,14 @@ def live(
     if settings.ready_file is not None:
         clear_ready_file(settings.ready_file)
     with contextlib.ExitStack() as stack:
-        names = _start_names(settings.kubeconfig, stack) if settings.with_names else None
-        source = open_source(settings.backend, settings.ring_buffer, say)
+        names, kubeconfig = None, settings.kubeconfig
+        if settings.with_names and settings.begin_file is None:
+            names = _start_names(kubeconfig, stack)
+        source = open_source(settings.backend, settings.ring_buffer, say, settings.rewrites_expected)
         stack.callback(source.close)
+        if settings.begin_file is not None:
+            kubeconfig = _await_beginning(Path(settings.begin_file), source, stopped)
+            names = _start_names(kubeconfig, stack) if settings.with_names and kubeconfig is not None else None
         if names is not None:
             names.ready(NAMES_SECONDS)
             wanted = _on_this_node(wanted, names, say)
@@ -84,6 +93,18 @@ def live(
         notes = names.notes if names is not None else tuple
         shapes = Shapes(Resolver(names), wanted)
         follow(source, shapes, sinks, tally, limits=settings.limits, stopped=stopped, say=say, notes=notes)
+
+
+def _await_beginning(file: Path, source: Source, stopped: Callable[[], bool]) -> str | None:
+    """Wait for the file, and forget what happened before it came; gives its text, None when the trace is to end."""
+    while True:
+        there = file.exists()
+        source.read(0)
+        if there:
+            return file.read_text()
+        if stopped():
+            return None
+        time.sleep(POLL_SECONDS)
 
 
 def _start_names(kubeconfig: str | None, stack: contextlib.ExitStack) -> Names:
@@ -109,16 +130,19 @@ def _on_this_node(wanted: Filter, names: Names, say: Callable[[str], None]) -> F
     return replace(wanted, nodes=(node,))
 
 
-def open_source(backend: str, ring_buffer_bytes: int | None, say: Callable[[str], None]) -> Source:
+def open_source(
+    backend: str, ring_buffer_bytes: int | None, say: Callable[[str], None], rewrites_expected: bool = False
+) -> Source:
     """Attach the hooks of `backend`; "auto" takes the best that this kernel offers, conntrack's messages in the end.
 
-    Raises NotRoot or BackendUnavailable. `say` learns when processes will be unknown.
+    Raises NotRoot or BackendUnavailable. `say` learns when processes will be unknown. `rewrites_expected`: see
+    LiveSource.
     """
     if backend == "conntrack":
         return _open_conntrack(say)
     require(CAP_SYS_ADMIN, "loading BPF programs into the kernel")
     try:
-        return _open_live(backend, ring_buffer_bytes)
+        return _open_live(backend, ring_buffer_bytes, rewrites_expected)
     except BackendUnavailable as error:
         if backend != "auto":
             raise
@@ -126,10 +150,11 @@ def open_source(backend: str, ring_buffer_bytes: int | None, say: Callable[[str]
     return _open_conntrack(say)
 
 
-def _open_live(backend: str, ring_buffer_bytes: int | None) -> Source:
-    from tracer.source.live import open_live
+def _open_live(backend: str, ring_buffer_bytes: int | None, rewrites_expected: bool) -> Source:
+    from tracer.source.live import DEFAULT_RING_BYTES, open_live
 
-    return open_live(backend) if ring_buffer_bytes is None else open_live(backend, ring_bytes=ring_buffer_bytes)
+    ring_bytes = DEFAULT_RING_BYTES if ring_buffer_bytes is None else ring_buffer_bytes
+    return open_live(backend, ring_bytes=ring_bytes, rewrites_expected=rewrites_expected)
 
 
 def _open_conntrack(say: Callable[[str], None]) -> Source:

@@ -2,7 +2,8 @@
 
 A small process of ours, the keeper, reads what `k8snet-trace -o json` prints and keeps the records of this cluster's
 own processes: other clusters on this machine have the same names and addresses. The trace ends when the cluster ends,
-and when the keeper is killed, so that nothing outlives the lesson.
+and when the keeper is killed, so that nothing outlives the lesson. To compile and attach takes as long as a cluster
+does to start: so both are done at the same time, and the trace begins when it is told of the cluster.
 
 What belongs here: starting and ending it, and that process. What does not: reading the file
 (`labs.engine.checks.records`).
@@ -10,14 +11,19 @@ What belongs here: starting and ending it, and that process. What does not: read
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import select
+import selectors
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from labs.cluster import linux
 from labs.cluster.ledger import open_process, process_identity
@@ -31,29 +37,59 @@ POLL_SECONDS = 0.02
 READ_BYTES = 1 << 16
 RING_BUFFER = "8M"  # a busy machine must not push a learner's one connection out
 KEEPER = "recorder.json"
+READY, BEGIN, LOG = "records.ready", "records.begin", "records.log"
 
 
-def start(where: Home, kubeconfig: Path, owner: int, cgroup: str | None = None) -> None:
-    """Start the trace, and return when it sees connections. `owner`: the process that it must not outlive.
+class Prepared:
+    """A trace that is made ready, and begins when it is told of its cluster. `tell`: the pipe for that."""
 
-    `cgroup`: the cluster's, which holds all its processes; None: whatever the machine does is kept. Raises K8snetError
-    with the trace's own words when it can't run.
+    def __init__(self, where: Home, tell: IO[bytes]) -> None:
+        self._where = where
+        self._tell = tell
+
+    def begin(self, kubeconfig: Path, owner: int, cgroup: str | None = None) -> None:
+        """Return when the trace sees connections; what happened before is not kept. `owner`: the process that it must
+        not outlive.
+
+        `cgroup`: the cluster's, which holds all its processes; None: whatever the machine does is kept. Raises
+        K8snetError with the trace's own words when it can't run.
+        """
+        with suppress(BrokenPipeError):
+            self._tell.write(json.dumps([str(kubeconfig), owner, cgroup]).encode() + b"\n")
+        deadline = time.monotonic() + READY_SECONDS
+        while not (self._where.directory / READY).exists():
+            if not is_running(self._where) or time.monotonic() > deadline:
+                words = _last_words(self._where.directory / LOG)
+                raise K8snetError(f"the live trace does not run: {words}", hint="sudo k8snet-trace doctor")
+            time.sleep(POLL_SECONDS)
+        self._where.remove(BEGIN)
+        for name in (LOG, READY, self._where.records.name):
+            self._where.own(self._where.directory / name)
+
+
+@contextmanager
+def prepared(where: Home, *, rewrites_expected: bool = False) -> Iterator[Prepared]:
+    """Make a trace ready, which takes as long as making a cluster. Unless it begins in the body, it ends with that.
+
+    `rewrites_expected`: the cluster's Services will be served at sockets.
     """
     stop(where)
     where.make(where.directory)
-    ready, log = where.directory / "records.ready", where.directory / "records.log"
-    command = [sys.executable, "-m", "labs.engine.recorder"]
-    arguments = [str(owner), cgroup or "", str(where.records), str(ready), str(kubeconfig)]
-    with log.open("wb") as complaints:
-        done = subprocess.run(
-            [*command, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints, check=False
+    with (where.directory / LOG).open("wb") as complaints:
+        keeper = subprocess.Popen(
+            [sys.executable, "-m", "labs.engine.recorder", str(where.records), *["sockets"] * rewrites_expected],
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=complaints,
+            stderr=complaints,
+            start_new_session=True,  # the terminal's Ctrl-C is not for it
         )
-    if done.returncode != 0:
-        raise K8snetError(f"the live trace does not run: {_last_words(log)}", hint="sudo k8snet-trace doctor")
-    pid, started = process_identity(int(done.stdout))
-    where.write(KEEPER, {"pid": pid, "started": started})
-    for path in (log, ready, where.records):
-        where.own(path)
+    assert keeper.stdin is not None
+    with keeper.stdin:
+        pid, started = process_identity(keeper.pid)
+        where.write(KEEPER, {"pid": pid, "started": started})
+        keeper.returncode = 0  # it outlives us on purpose, and must not be warned about
+        yield Prepared(where, keeper.stdin)
 
 
 def stop(where: Home) -> None:
@@ -64,8 +100,10 @@ def stop(where: Home) -> None:
             signal.pidfd_send_signal(keeper, number)
             if _has_ended(keeper, STOP_SECONDS):
                 break
+        with suppress(ChildProcessError):  # mostly it is no child of ours
+            os.waitid(os.P_PIDFD, keeper, os.WEXITED | os.WNOHANG)
         os.close(keeper)
-    for name in (KEEPER, "records.ready", "records.log", where.records.name):
+    for name in (KEEPER, READY, BEGIN, LOG, where.records.name):
         where.remove(name)
 
 
@@ -91,8 +129,9 @@ def _has_ended(pidfd: int, seconds: float) -> bool:
 
 
 def _last_words(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1].removeprefix("error: ") if lines else "it says nothing"
+    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (errors or lines or ["it says nothing"])[-1]
 
 
 # ---- the keeper ----
@@ -120,52 +159,74 @@ class Own:
         return self._known[cgroup_id]
 
 
-def _keep(owner: int, own: Own, records: str, ready: str, kubeconfig: str) -> int:
-    """Be the keeper."""
-    cluster = os.pidfd_open(owner)
-    options = ["-o", "json", "--ready-file", ready, "--kubeconfig", kubeconfig, "--ring-buffer", RING_BUFFER]
+class Keeper:
+    """Writes down what the trace prints, once it is told of a cluster, until that ends or the trace does."""
+
+    def __init__(self, records: Path, trace: subprocess.Popen[bytes]) -> None:
+        assert trace.stdout is not None
+        self._directory = records.parent
+        self._trace = trace
+        self._own = Own(None)
+        self._rest = b""
+        self._file = records.open("ab", buffering=0)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(trace.stdout, selectors.EVENT_READ, self._take)
+        self._selector.register(sys.stdin, selectors.EVENT_READ, self._hear)
+
+    def run(self) -> int:
+        """Gives the trace's exit status."""
+        while self._selector.get_map():
+            for key, _ in self._selector.select():
+                key.data(key)
+        return self._trace.wait()
+
+    def _hear(self, key: selectors.SelectorKey) -> None:
+        """Of the cluster; or that who started us is gone, or has given up."""
+        self._selector.unregister(key.fileobj)
+        said = sys.stdin.buffer.readline()
+        if not said:
+            self._end()
+            return
+        kubeconfig, owner, cgroup = json.loads(said)
+        self._own = Own(cgroup)
+        self._selector.register(os.pidfd_open(owner), selectors.EVENT_READ, self._see_end)
+        draft = self._directory / f"{BEGIN}.new"
+        draft.write_text(kubeconfig)
+        draft.replace(self._directory / BEGIN)
+
+    def _see_end(self, key: selectors.SelectorKey) -> None:
+        """Of the cluster."""
+        self._selector.unregister(key.fileobj)
+        self._end()
+
+    def _end(self) -> None:
+        """What the trace still prints then is taken."""
+        self._trace.terminate()
+
+    def _take(self, key: selectors.SelectorKey) -> None:
+        block = os.read(key.fd, READ_BYTES)
+        if not block:
+            for other in list(self._selector.get_map().values()):
+                self._selector.unregister(other.fileobj)
+            return
+        *lines, self._rest = (self._rest + block).split(b"\n")
+        self._file.write(b"".join(line + b"\n" for line in lines if self._own.has(line)))
+
+
+def _main(records: str, sockets: str = "") -> int:
+    """Be the keeper of a trace."""
+    directory = Path(records).parent
+    files = ["--ready-file", str(directory / READY), "--begin-file", str(directory / BEGIN)]
+    options = ["-o", "json", "--ring-buffer", RING_BUFFER, *["--rewrites-expected"] * bool(sockets)]
     trace = subprocess.Popen(
-        [sys.executable, "-m", "tracer", *options],
+        [sys.executable, "-m", "tracer", *files, *options],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         preexec_fn=lambda: linux.set_parent_death_signal(signal.SIGTERM),
     )
     signal.signal(signal.SIGTERM, lambda *_: trace.terminate())
-    assert trace.stdout is not None
-    out, waiting, rest = trace.stdout.fileno(), [trace.stdout.fileno(), cluster], b""
-    with Path(records).open("ab", buffering=0) as file:
-        while True:
-            ready_now, _, _ = select.select(waiting, [], [])
-            if cluster in ready_now:
-                trace.terminate()
-                waiting.remove(cluster)
-            if out in ready_now:
-                block = os.read(out, READ_BYTES)
-                if not block:
-                    return trace.wait()
-                *lines, rest = (rest + block).split(b"\n")
-                file.write(b"".join(line + b"\n" for line in lines if own.has(line)))
-
-
-def _main(owner: int, cgroup: str, records: str, ready: str, kubeconfig: str) -> int:
-    """Leave the keeper behind once the trace is ready, and print its process id."""
-    keeper = os.fork()
-    if keeper == 0:
-        os.setsid()
-        os.dup2(2, 1)  # whoever reads our output waits for its end
-        Path(records).touch()
-        os._exit(_keep(owner, Own(cgroup or None), records, ready, kubeconfig))
-    deadline = time.monotonic() + READY_SECONDS
-    while not Path(ready).exists():
-        if os.waitpid(keeper, os.WNOHANG)[0]:
-            return 1
-        if time.monotonic() > deadline:
-            os.kill(keeper, signal.SIGTERM)
-            return 1
-        time.sleep(POLL_SECONDS)
-    os.write(1, f"{keeper}\n".encode())  # to the process that started this one
-    return 0
+    return Keeper(Path(records), trace).run()
 
 
 if __name__ == "__main__":
-    sys.exit(_main(int(sys.argv[1]), *sys.argv[2:]))
+    sys.exit(_main(*sys.argv[1:]))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -169,17 +169,24 @@ class Walk:
         stage = self._stage(on, self._cluster)
         stage.check(lesson)
         self.stop()
-        stage.make(lesson, self.say)
-        self._session = Session(lesson.id, on, self._cluster)
         try:
-            self._session.words = stage.words()
-            if lesson.requires.records:
-                self.say("live trace")
-                recorder.start(self.home, self.world.kubeconfig, *stage.owner())
+            with self._prepared_trace(lesson) as trace:
+                stage.make(lesson, self.say)
+                self._session = Session(lesson.id, on, self._cluster)
+                self._session.words = stage.words()
+                if trace is not None:
+                    self.say("live trace")
+                    trace.begin(self.world.kubeconfig, *stage.owner())
             self._enter()
         except BaseException:
+            recorder.stop(self.home)
             self.stop()
             raise
+
+    def _prepared_trace(self, lesson: Lesson) -> AbstractContextManager[recorder.Prepared | None]:
+        if not lesson.requires.records:
+            return nullcontext()
+        return recorder.prepared(self.home, rewrites_expected=lesson.requires.proxy == "ebpf")
 
     def stop(self) -> bool:
         """Close the lesson, and end its cluster unless that is kind's; false when none was open. Progress stays."""

@@ -15,6 +15,7 @@ from tracer import session
 from tracer.errors import BackendUnavailable, NotRoot, OutputError
 from tracer.filters import Filter
 from tracer.session import Settings, clear_ready_file, live, open_source, write_ready_file
+from tracer.source.live import DEFAULT_RING_BYTES
 from tracer.tally import Tally
 from tracer.trace import Limits
 
@@ -55,8 +56,8 @@ class TestSource:
 
         monkeypatch.setattr("tracer.source.live.open_live", open_live)
         open_source("kprobe", 65536, said.append)
-        open_source("auto", None, said.append)
-        assert asked == [("kprobe", {"ring_bytes": 65536}), ("auto", {})]
+        open_source("auto", None, said.append, rewrites_expected=True)
+        assert [(name, more["ring_bytes"]) for name, more in asked] == [("kprobe", 65536), ("auto", DEFAULT_RING_BYTES)]
 
 
 def test_require(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,6 +126,44 @@ def test_live_is_ready_only_when_the_source_is_open(
     )  # fmt: skip
     assert seen == [f"{os.getpid()}\n"]
     assert (tally.backend, tally.records, len(sink.taken), source.closed) == ("fake", 1, 1, True)
+
+
+class TestBeginning:
+    """A trace that is made ready before its cluster is."""
+
+    def test_it_begins_when_told_and_forgets_what_was_before(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: list[str]
+    ) -> None:
+        begin, ready = tmp_path / "begin", tmp_path / "ready"
+        kubeconfigs: list[str | None] = []
+
+        class Told(FakeSource):
+            """Told to begin while it reads what happened before."""
+
+            def read(self, timeout: float) -> Any:
+                batch = super().read(timeout)
+                if batch and not begin.exists():
+                    assert not ready.exists()
+                    begin.write_text("/run/k8snet/a/kubeconfig")
+                return batch
+
+        source, sink, tally = Told([[raw(0)], [raw(1)], [raw(2)]]), ListSink(), Tally()
+        monkeypatch.setattr(session, "open_source", lambda *arguments: source)
+        monkeypatch.setattr(session, "_start_names", lambda kubeconfig, stack: kubeconfigs.append(kubeconfig))
+        settings = Settings(ready_file=str(ready), begin_file=str(begin), limits=Limits(1, 5.0))
+        live(settings, Filter(), [sink], tally, stopped=lambda: False, say=said.append)
+        assert kubeconfigs == ["/run/k8snet/a/kubeconfig"]
+        assert ready.exists()
+        assert tally.records == 1, "the third: the second came before the names could be asked for"
+
+    def test_it_ends_when_told_to_before(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: list[str]
+    ) -> None:
+        source, sink, tally = FakeSource([[raw(0)]]), ListSink(), Tally()
+        monkeypatch.setattr(session, "open_source", lambda *arguments: source)
+        settings = Settings(begin_file=str(tmp_path / "begin"))
+        live(settings, Filter(), [sink], tally, stopped=lambda: True, say=said.append)
+        assert (source.closed, tally.records) == (True, 0)
 
 
 def test_the_source_is_closed_whatever_happens(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:

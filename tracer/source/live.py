@@ -107,7 +107,8 @@ class LiveSource:
     Raises BackendUnavailable when this kernel can't run it, NotRoot, BpfCompileError.
     """
 
-    def __init__(self, backend: str, *, ring_bytes: int = DEFAULT_RING_BYTES) -> None:
+    def __init__(self, backend: str, *, ring_bytes: int = DEFAULT_RING_BYTES, rewrites_expected: bool = False) -> None:
+        """`rewrites_expected`: programs that rewrite the addresses of connect() are to come."""
         if os.geteuid() != 0:
             raise NotRoot("loading BPF programs needs root", hint="sudo k8snet-trace")
         self.backend = backend
@@ -115,7 +116,9 @@ class LiveSource:
         typed = _has_typed_tracepoints()
         self._defines = _defines(ring_bytes, typed)
         self._programs = bpf.Programs(_FILES[backend], self._defines)
-        self._syscalls = Syscalls(self._programs, self._defines) if backend == "tracepoint" else None
+        self._syscalls = None
+        if backend == "tracepoint":
+            self._syscalls = Syscalls(self._programs, self._defines, expected=rewrites_expected)
         try:
             self._clock = self._programs.map("since_boot", 4, 8)
             self._set_clock()
@@ -295,7 +298,11 @@ def since_boot() -> int:
 
 
 def open_live(
-    backend: str = "auto", *, ring_bytes: int = DEFAULT_RING_BYTES, on_fallback: Callable[[str], None] | None = None
+    backend: str = "auto",
+    *,
+    ring_bytes: int = DEFAULT_RING_BYTES,
+    rewrites_expected: bool = False,
+    on_fallback: Callable[[str], None] | None = None,
 ) -> LiveSource:
     """Attach `backend`, or with "auto" the first of BACKENDS that this kernel takes.
 
@@ -303,11 +310,11 @@ def open_live(
     works.
     """
     if backend != "auto":
-        return LiveSource(backend, ring_bytes=ring_bytes)
+        return LiveSource(backend, ring_bytes=ring_bytes, rewrites_expected=rewrites_expected)
     reasons = []
     for name in BACKENDS:
         try:
-            return LiveSource(name, ring_bytes=ring_bytes)
+            return LiveSource(name, ring_bytes=ring_bytes, rewrites_expected=rewrites_expected)
         except BackendUnavailable as error:
             reasons.append(f"{name}: {error.message}")
             if on_fallback:

@@ -28,11 +28,13 @@ _FILES = ("connections.c", "hooks_syscall.c")
 class Syscalls:
     """The programs at sys_enter and sys_exit, which use the maps of `programs`. Use `close` at the end.
 
-    `defines`: those of `programs`; here arguments are never typed.
+    `defines`: those of `programs`; here arguments are never typed. `expected`: a program that could rewrite addresses
+    is to come, so that nobody should wait for it.
     """
 
-    def __init__(self, programs: bpf.Programs, defines: Mapping[str, int]) -> None:
+    def __init__(self, programs: bpf.Programs, defines: Mapping[str, int], *, expected: bool = False) -> None:
         self._programs = programs
+        self._expected = expected
         self._defines = {name: value for name, value in defines.items() if name != "TYPED_ARGUMENTS"}
         self._thread: threading.Thread | None = None
         self._settled = threading.Event()  # attached, or failed
@@ -45,11 +47,12 @@ class Syscalls:
         return self._settled.is_set() and self._error is None
 
     def look(self, *, wait: bool = False) -> None:
-        """Begin, if there is a program now that could rewrite addresses. `wait`: until connect() is watched.
+        """Begin, if there is a program now that could rewrite addresses, or one to come. `wait`: until connect() is
+        watched.
 
         Raises what went wrong since: BpfCompileError, BackendUnavailable.
         """
-        if self._thread is None and libbpf.has_socket_address_programs():
+        if self._thread is None and (self._expected or libbpf.has_socket_address_programs()):
             self._thread = threading.Thread(target=self._run, name="connect()", daemon=True)
             self._thread.start()
         if wait and self._thread is not None:

@@ -54,9 +54,9 @@ def pods(like: KindLike) -> dict[str, Any]:
     return {one["metadata"]["name"]: one for one in items}
 
 
-def recorders(like: KindLike) -> list[int]:
-    """Those of this cluster that live."""
-    pattern = f"^[^ ]+ -m labs.engine.recorder .*{like.name}"
+def recorders(walk: Walk) -> list[int]:
+    """Those of this learner that live."""
+    pattern = f"^[^ ]+ -m labs.engine.recorder {walk.home.records}"
     found = subprocess.run(["pgrep", "-f", pattern], capture_output=True, text=True, check=False)
     return [int(pid) for pid in found.stdout.split()]
 
@@ -98,16 +98,16 @@ def test_reset_makes_anew_what_the_learner_changed(walk: Walk, like: KindLike) -
     deployment = json.loads(like.kubectl("-n", "fastapi", "get", "deployment", "lets-ship-it", "-o", "json"))
     assert deployment["status"]["readyReplicas"] == 3
     assert not before.keys() & pods(like).keys()
-    assert len(recorders(like)) == 1
+    assert len(recorders(walk)) == 1
 
 
 def test_stop_leaves_the_cluster_and_no_recorder(walk: Walk, like: KindLike, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even one that hangs."""
-    (pid,) = recorders(like)
+    (pid,) = recorders(walk)
     os.kill(pid, signal.SIGSTOP)
     monkeypatch.setattr(recorder, "STOP_SECONDS", 0.2)
     assert walk.stop()
-    assert recorders(like) == []
+    assert recorders(walk) == []
     assert not recorder.stop(walk.home)
     assert len(pods(like)) == 3
     assert walk.opened is None
