@@ -175,6 +175,14 @@ def test_a_program_that_comes_later_is_noticed(
     assert addresses(record.shape) == (ASKED, 80, BACKEND, 8000)
 
 
+def test_where_such_a_program_is_to_come_connect_is_watched_from_the_start(
+    open_backend: Callable[..., LiveSource], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(libbpf, "has_socket_address_programs", lambda: False)
+    with open_backend(rewrites_expected=True) as source:
+        assert source.sees_connect
+
+
 def test_the_trace_goes_on_while_it_prepares_for_such_a_program(
     open_backend: Callable[..., LiveSource],
     patience: float,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,8 @@ class TestBeginning:
         monkeypatch.setattr(session, "open_source", lambda *arguments: source)
         monkeypatch.setattr(session, "_start_names", lambda kubeconfig, stack: kubeconfigs.append(kubeconfig))
         settings = Settings(ready_file=str(ready), begin_file=str(begin), limits=Limits(1, 5.0))
-        live(settings, Filter(), [sink], tally, stopped=lambda: False, say=said.append)
+        end = time.monotonic() + 5
+        live(settings, Filter(), [sink], tally, stopped=lambda: time.monotonic() > end, say=said.append)
         assert kubeconfigs == ["/run/k8snet/a/kubeconfig"]
         assert ready.exists()
         assert tally.records == 1, "the third: the second came before the names could be asked for"
