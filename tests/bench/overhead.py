@@ -154,6 +154,7 @@ def measure(tools: Sequence[str], pairs: int, seconds: float, say: Callable[[str
                 told: list[int] = []
                 with TOOLS[tool](load, told):
                     watched = load.run(seconds)
+                time.sleep(SETTLE_SECONDS)  # as before the run with the tool: rest is part of the load
                 after = load.run(seconds)
                 pair = Pair(before, watched, after, *told)
                 results[tool].pairs.append(pair)
