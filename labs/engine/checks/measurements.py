@@ -10,6 +10,7 @@ import functools
 import json
 import statistics
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from labs.engine.checks.context import Context
@@ -82,8 +83,8 @@ def _last_to_first(datapaths: tuple[str, ...], services: int) -> dict[str, float
     try:
         with contextlib.ExitStack() as stack:
             workers = {one: stack.enter_context(scale.started(one, services)) for one in datapaths}
-            for worker in workers.values():
-                worker.ask("load")
+            with ThreadPoolExecutor() as pool:  # each worker is a process of its own, and nothing is timed yet
+                list(pool.map(lambda worker: worker.ask("load"), workers.values()))
             for turn in range(TURNS):
                 for datapath, worker in workers.items():
                     times = worker.ask("flows", samples=CONNECTIONS, seed=turn)
