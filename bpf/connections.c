@@ -541,7 +541,7 @@ static __always_inline void note_translation(__u64 ct, bool is_answer)
 	if (!is_tcp && original.protocol != PROTOCOL_UDP)
 		return;
 	struct tcp_request *opened = is_tcp ? request_here(&original) : NULL;
-	if (is_answer && (opened && opened->translation.status || translations.lookup(&original)))
+	if (is_answer && ((opened && opened->translation.status) || translations.lookup(&original)))
 		return;
 	reverse_tuple(&reply, &translation.after);
 	/* Many packets of a datagram flow may be new to conntrack; one of a TCP connection, unless it is sent again. */

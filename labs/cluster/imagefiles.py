@@ -12,13 +12,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
-from labs.cluster.ebpfcompiler import OBJECT, Compiler
+from labs.cluster.ebpfcompiler import OBJECT
 from labs.cluster.images import NotPulled, find
 from tracer.errors import K8snetError
 
 ROOT = Path("/run/images")
 SERVICE_LB = "service-lb"
+
+
+class Builder(Protocol):
+    """Who makes a file, and is at it already: `labs.cluster.ebpfcompiler.Compiler`."""
+
+    def result(self) -> bytes:
+        """Wait for its end; gives the file. Raises K8snetError."""
 
 
 class ImageFiles:
@@ -27,7 +35,7 @@ class ImageFiles:
     All methods belong to one event loop.
     """
 
-    def __init__(self, service_lb: Compiler | None) -> None:
+    def __init__(self, service_lb: Builder | None) -> None:
         self._building: dict[str, asyncio.Task[Mapping[Path, Path]]] = {}
         if service_lb is not None:
             building = asyncio.to_thread(_keep, service_lb, ROOT / OBJECT.name)
@@ -47,8 +55,8 @@ class ImageFiles:
             raise NotPulled(error.message) from error
 
 
-def _keep(compiler: Compiler, path: Path) -> Mapping[Path, Path]:
-    packed = compiler.result()
+def _keep(builder: Builder, path: Path) -> Mapping[Path, Path]:
+    packed = builder.result()
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(packed)
     return {OBJECT: path}

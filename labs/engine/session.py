@@ -179,7 +179,7 @@ class Walk:
                     trace.begin(self.world.kubeconfig, *stage.owner())
             self._enter()
         except BaseException:
-            recorder.stop(self.home)
+            recorder.stop(self.home)  # also where there is no session yet, which `stop` would close
             self.stop()
             raise
 

@@ -111,7 +111,7 @@ def _command(command: list[str], settle: float = SETTLE_SECONDS) -> Iterator[Non
 
 @contextlib.contextmanager
 def nothing(_: Load, __: list[int]) -> Iterator[None]:
-    """The same waiting, and no tool."""
+    """The same rest as before a run with the trace, and no tool."""
     time.sleep(SETTLE_SECONDS)
     yield
 

@@ -45,7 +45,7 @@ def _own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_who_asks_waits_until_the_file_is_there() -> None:
     async def act() -> None:
         compiler = FakeCompiler(b"object")
-        files = ImageFiles(compiler)  # type: ignore[arg-type]
+        files = ImageFiles(compiler)
         asked = asyncio.create_task(files.of("k8snet/service-lb:v1"))
         assert await files.of("k8snet/http-echo") == {}, "which waits for nobody"
         await asyncio.sleep(0.05)
@@ -61,7 +61,7 @@ def test_who_asks_waits_until_the_file_is_there() -> None:
 def test_who_gives_up_waiting_leaves_the_file_to_others() -> None:
     async def act() -> None:
         compiler = FakeCompiler(b"object")
-        files = ImageFiles(compiler)  # type: ignore[arg-type]
+        files = ImageFiles(compiler)
         one, other = (asyncio.create_task(files.of("service-lb")) for _ in range(2))
         await asyncio.sleep(0.05)
         one.cancel()
@@ -74,7 +74,7 @@ def test_who_gives_up_waiting_leaves_the_file_to_others() -> None:
 def test_what_could_not_be_built_can_not_be_pulled() -> None:
     async def act() -> None:
         compiler = FakeCompiler(K8snetError("the BPF programs don't compile"))
-        files = ImageFiles(compiler)  # type: ignore[arg-type]
+        files = ImageFiles(compiler)
         compiler.go_on()
         for _ in range(2):
             with pytest.raises(NotPulled, match="the BPF programs don't compile"):

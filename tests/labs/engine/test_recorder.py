@@ -77,7 +77,7 @@ from labs.engine import recorder
 from labs.engine.progress import Home
 with recorder.prepared(Home(Path(sys.argv[1]), Path(sys.argv[2]), (0, 0))):
     print("prepared", flush=True)
-    time.sleep(60)
+    time.sleep(60)  # until a test kills it
 """
 KUBECONFIG = "apiVersion: v1\nkind: Config\nclusters: []\n"
 
@@ -131,10 +131,10 @@ def test_it_begins_when_it_is_told_of_a_cluster_and_ends_with_it(
 ) -> None:
     with recorder.prepared(home) as trace:
         own = processes(home)
-        time.sleep(0.5)
+        time.sleep(2 * patience)  # it is attached by then, and would have begun
         assert not (home.directory / READY).exists()
         trace.begin(kubeconfig, cluster.pid)
-    time.sleep(0.2)
+    time.sleep(0.2)  # in which it would end with the body, had it not begun
     assert recorder.is_running(home)
     cluster.kill()
     assert all_end(own, patience)
