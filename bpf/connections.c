@@ -41,18 +41,29 @@ struct translation {
 	struct tuple after; /* the tuple that packets have once translated */
 	__u32 netns;
 	__u32 status;
+	/* When a TCP packet was last seen translated so; 0: before this trace, or in a request of its own. */
+	__u64 time_ns;
 };
 
 /* A TCP socket's request. */
 struct tcp_request {
 	struct request request;
 	struct translation translation; /* of its packets, where request_here() found it; status 0: none */
+	__u32 noted; /* translations_noted() at that time */
 	/*
 	 * Of those packets, network order. Had a request ended on another CPU while its translation was written, that
 	 * might be in another's place by then: the port tells.
 	 */
-	__u64 source_port;
+	__be16 source_port;
+	__u16 pad;
 };
+
+/* See slot_of(). */
+struct request_slot {
+	__u64 socket; /* whose request it holds, as socket_number() has it; 0: nobody's */
+	struct tcp_request opened;
+};
+#define REQUEST_SLOTS_LOG 10
 
 struct datagram_flow {
 	__u64 last_ns;
@@ -66,14 +77,15 @@ BPF_RINGBUF_OUTPUT(records, RING_BUFFER_PAGES);
 /* Plain hashes where every entry is removed by us, so that a full map shows as an error to count; LRU where entries
  * may be about flows whose end we never see. */
 BPF_TABLE("hash", __u64, struct tcp_request, requests, MAX_REQUESTS);
-/* The socket whose request this CPU opened last: its first packet is most likely handled here, too, and next. */
+BPF_ARRAY(request_slots, struct request_slot, 1 << REQUEST_SLOTS_LOG);
+/* The socket (socket_number()) whose request this CPU opened last: its first packet is most likely handled here, too, and next. */
 BPF_PERCPU_ARRAY(opened_last, __u64, 1);
 BPF_TABLE("lru_hash", struct tuple, struct translation, translations, MAX_TRANSLATED);
 /*
- * By destination_hash(): whether a tuple with such a destination was ever put into `translations`. Looking there for one
+ * By destination_hash(): how often a tuple with such a destination was put into `translations`. Looking there for one
  * that is not in it costs a cache miss, and most destinations, such as a pod's address, are never translated.
  */
-BPF_ARRAY(translated_destinations, __u8, TRANSLATED_DESTINATIONS);
+BPF_ARRAY(translated_destinations, __u32, TRANSLATED_DESTINATIONS);
 BPF_TABLE("lru_hash", __u64, struct asked, asked_by_thread, MAX_ASKED);
 BPF_TABLE("lru_hash", __u64, struct asked, asked_by_socket, MAX_ASKED);
 BPF_TABLE("lru_hash", struct tuple, struct datagram_flow, datagram_flows, MAX_DATAGRAMS);
@@ -188,19 +200,18 @@ static __always_inline __u32 destination_hash(const struct tuple *tuple)
 	return folded * 0x9e3779b1u >> 19;
 }
 
-static __always_inline void mark_destination(const struct tuple *tuple)
+static __always_inline void count_translation(const struct tuple *tuple)
 {
-	__u32 hash = destination_hash(tuple);
-	__u8 *mark = translated_destinations.lookup(&hash);
-	if (mark && !*mark)
-		*mark = 1;
+	__u32 hash = destination_hash(tuple), *count = translated_destinations.lookup(&hash);
+	if (count)
+		__sync_fetch_and_add(count, 1);
 }
 
-static __always_inline bool may_be_translated(const struct tuple *tuple)
+/* How often a tuple with such a destination was put into `translations`. 0: `tuple` is not there. */
+static __always_inline __u32 translations_noted(const struct tuple *tuple)
 {
-	__u32 hash = destination_hash(tuple);
-	__u8 *mark = translated_destinations.lookup(&hash);
-	return mark && *mark;
+	__u32 hash = destination_hash(tuple), *count = translated_destinations.lookup(&hash);
+	return count ? *count : 0;
 }
 
 /* Follow one translation of `tuple`. Returns FLAG_ bits. */
@@ -219,24 +230,38 @@ static __always_inline __u8 follow_translation(
 }
 
 /*
- * Follow the translations of `tuple` from namespace to namespace; leaves the last tuple in place. Returns FLAG_ bits.
- * `opened`: of a TCP socket, else NULL. What stands in `translations` came after what it holds itself (a SYN sent again,
- * and translated anew).
+ * What `translations` knows of a tuple of `request`; of TCP, only what is not older than the request: an entry may have
+ * been left by an earlier connection with the same ports.
  */
-static __always_inline __u8 follow_translations(struct tuple *tuple, const struct tcp_request *opened, __u32 *nat_netns)
+static __always_inline struct translation *translation_since(const struct tuple *tuple, const struct request *request)
 {
+	struct translation *found = translations.lookup((struct tuple *)tuple);
+	return found && (tuple->protocol != PROTOCOL_TCP || found->time_ns >= request->time_ns) ? found : NULL;
+}
+
+/*
+ * Follow the translations of `tuple` from namespace to namespace; leaves the last tuple in place. Returns FLAG_ bits.
+ * `opened`: of a TCP socket, else NULL. What came into `translations` after what it holds itself is the truth (a SYN sent
+ * again, and translated anew).
+ */
+static __always_inline __u8 follow_translations(
+	const struct request *request, struct tuple *tuple, const struct tcp_request *opened, __u32 *nat_netns)
+{
+	bool has_own = opened && opened->translation.status && opened->source_port == tuple->source_port;
 	__u8 flags = 0;
 #pragma unroll
 	for (int i = 0; i < MAX_TRANSLATIONS; i++) {
-		struct translation *translation = may_be_translated(tuple) ? translations.lookup(tuple) : NULL;
+		bool own = i == 0 && has_own;
+		__u32 noted = translations_noted(tuple);
+		bool look = noted && !(own && noted == opened->noted);
+		struct translation *translation = look ? translation_since(tuple, request) : NULL;
 		if (translation) {
 			struct tuple key = *tuple;
 			flags |= follow_translation(translation, tuple, nat_netns);
 			/* A datagram flow's later packets would only store it again. */
 			if (key.protocol == PROTOCOL_TCP)
 				translations.delete(&key);
-		} else if (i == 0 && opened && opened->translation.status &&
-			   opened->source_port == tuple->source_port) {
+		} else if (own) {
 			flags |= follow_translation(&opened->translation, tuple, nat_netns);
 		} else {
 			break;
@@ -311,7 +336,7 @@ static __always_inline void submit_connection(
 		shape->destination_port = request->asked.port;
 		__builtin_memcpy(shape->destination, request->asked.address, 16);
 	}
-	flags |= follow_translations(tuple, opened, &nat_netns);
+	flags |= follow_translations(request, tuple, opened, &nat_netns);
 	shape->nat_netns = nat_netns;
 	shape->flags = flags;
 	if (flags & (FLAG_DNAT | FLAG_SOCKET)) {
@@ -344,31 +369,78 @@ static __always_inline __u8 outcome_of_error(int error)
 /* ---- TCP ---- */
 
 /*
- * Maps are asked with a copy of the socket pointer. The verifier of 6.1 and 6.12 (no longer that of 6.18) forgets the
- * type of a pointer that was spilled to the stack and shown to a helper, and clang reloads it from there: FIELD(sk)
- * is "invalid mem access 'scalar'" then.
+ * The address of a socket as a number: with its bytes in reverse. Where arguments are typed, the verifier lets nobody
+ * calculate with a pointer; that of 6.1 and 6.12 (no longer that of 6.18) forgets, too, what a pointer points at once it
+ * was on the stack and a helper was shown that place, and FIELD(sk) is "invalid mem access 'scalar'" then.
  */
+static __always_inline __u64 socket_number(__u64 sk)
+{
+	return __builtin_bswap64(sk);
+}
+
+/*
+ * The one place in `request_slots` where a socket's request may lie; where that is taken, it lies in `requests`. The
+ * requests under way are few and end soon, so hardly any has to: that hash costs half a microsecond for a connection
+ * (locks, its free list, a copy), a slot nothing to speak of.
+ */
+static __always_inline struct request_slot *slot_of(__u64 socket)
+{
+	__u32 number = socket * 0x9e3779b97f4a7c15ULL >> (64 - REQUEST_SLOTS_LOG);
+	return request_slots.lookup(&number);
+}
+
+static __always_inline struct tcp_request *find_request(__u64 socket)
+{
+	struct request_slot *slot = slot_of(socket);
+	return slot && slot->socket == socket ? &slot->opened : requests.lookup(&socket);
+}
+
+static __always_inline void forget_request(__u64 socket)
+{
+	struct request_slot *slot = slot_of(socket);
+	if (!slot || __sync_val_compare_and_swap(&slot->socket, socket, 0) != socket)
+		requests.delete(&socket);
+}
+
+/* A request as the running process asks for it. */
+static __always_inline void begin_request(struct tcp_request *opened, __u64 sk)
+{
+	__u64 net = FIELD(__u64, sk, SOCK_NET), thread = bpf_get_current_pid_tgid();
+	struct request *request = &opened->request;
+	note_process(request, FIELD(__u32, net, NET_INUM));
+	request->was_reset = 0;
+	request->soft_error = 0;
+	request->doubtful = 0;
+	opened->translation.status = 0;
+	struct asked *asked = asked_here(thread);
+	if (asked) {
+		request->asked = *asked;
+		/* The connect() that returns later has then nothing more to tell. */
+		asked_by_thread.delete(&thread);
+	} else {
+		request->asked.family = 0;
+	}
+}
 
 /* A process asks for a connection: the socket goes from CLOSE to SYN_SENT. Its source port may not be chosen yet. */
 static __always_inline void open_request(__u64 sk)
 {
-	__u64 key = sk;
-	struct tcp_request opened = {};
-	__u64 net = FIELD(__u64, sk, SOCK_NET);
-	note_process(&opened.request, FIELD(__u32, net, NET_INUM));
-	__u64 thread = bpf_get_current_pid_tgid();
-	struct asked *asked = asked_here(thread);
-	if (asked) {
-		opened.request.asked = *asked;
-		/* The connect() that returns later has then nothing more to tell. */
-		asked_by_thread.delete(&thread);
+	__u64 socket = socket_number(sk);
+	struct request_slot *slot = slot_of(socket);
+	__u64 owner = slot ? __sync_val_compare_and_swap(&slot->socket, 0, socket) : 1;
+	/* A request whose end we missed leaves its slot to the next socket of the same address. */
+	if (slot && (owner == 0 || owner == socket)) {
+		begin_request(&slot->opened, sk);
+	} else {
+		struct tcp_request opened = {};
+		begin_request(&opened, sk);
+		if (requests.update(&socket, &opened))
+			count_lost(LOST_REQUEST_MAP);
 	}
-	if (requests.update(&key, &opened))
-		count_lost(LOST_REQUEST_MAP);
 	int zero = 0;
 	__u64 *last = opened_last.lookup(&zero);
 	if (last)
-		*last = sk;
+		*last = socket;
 }
 
 /*
@@ -380,9 +452,9 @@ static __always_inline void open_request(__u64 sk)
 static __always_inline struct tcp_request *request_here(const struct tuple *original)
 {
 	int zero = 0;
-	__u64 *last = opened_last.lookup(&zero), key = last ? *last : 0;
+	__u64 *last = opened_last.lookup(&zero), socket = last ? *last : 0;
 	/* The socket may be gone, and another in its place. */
-	return key && asks_for(key, original) ? requests.lookup(&key) : NULL;
+	return socket && asks_for(__builtin_bswap64(socket), original) ? find_request(socket) : NULL;
 }
 
 /* What the errors of a socket that was never established say of its request. */
@@ -400,8 +472,8 @@ static __always_inline __u8 outcome_of_failure(const struct request *request, in
 /* The socket leaves SYN_SENT: it is established, or closes without having been. */
 static __always_inline void finish_request(__u64 sk, bool established)
 {
-	__u64 key = sk;
-	struct tcp_request *opened = requests.lookup(&key);
+	__u64 socket = socket_number(sk);
+	struct tcp_request *opened = find_request(socket);
 	if (!opened)
 		return;
 	const struct request *request = &opened->request;
@@ -414,7 +486,7 @@ static __always_inline void finish_request(__u64 sk, bool established)
 	struct tuple tuple;
 	read_socket_tuple(sk, &tuple);
 	submit_connection(request, &tuple, opened, outcome, error);
-	requests.delete(&key);
+	forget_request(socket);
 }
 
 /*
@@ -423,8 +495,7 @@ static __always_inline void finish_request(__u64 sk, bool established)
  */
 static __always_inline void note_reset(__u64 sk)
 {
-	__u64 key = sk;
-	struct tcp_request *opened = requests.lookup(&key);
+	struct tcp_request *opened = find_request(socket_number(sk));
 	if (opened) {
 		opened->request.was_reset = 1;
 		return;
@@ -445,8 +516,7 @@ static __always_inline void note_reset(__u64 sk)
  */
 static __always_inline void note_error(__u64 sk)
 {
-	__u64 key = sk;
-	struct tcp_request *opened = requests.lookup(&key);
+	struct tcp_request *opened = find_request(socket_number(sk));
 	if (!opened)
 		return;
 	__u64 queue = sk + SOCK_ERROR_QUEUE, last = READ(__u64, queue, SKB_PREV);
@@ -506,22 +576,27 @@ static __always_inline void copy_conntrack_tuple(const struct conntrack_tuple *f
 	tuple->pad = 0;
 }
 
-/* Both tuples of an entry: of packets as they were asked for, and of those that answer. */
-static __always_inline void read_conntrack_tuples(__u64 ct, struct tuple *original, struct tuple *reply)
-{
-	__u64 both[TUPLEHASH_SIZE * 2 / 8] = {};
-	const __u8 *start = (const __u8 *)both + TUPLEHASH_TUPLE;
-	bpf_probe_read_kernel(both, sizeof(both), (void *)(ct + CT_TUPLEHASH));
-	copy_conntrack_tuple((const struct conntrack_tuple *)start, original);
-	copy_conntrack_tuple((const struct conntrack_tuple *)(start + TUPLEHASH_SIZE), reply);
-}
+/* What we want of a struct nf_conn (include/net/netfilter/nf_conntrack.h). */
+struct conntrack_entry {
+	struct tuple original; /* of packets as they were asked for */
+	struct tuple reply; /* of those that answer */
+	__u32 status;
+	__u64 net;
+};
+#define CT_SPAN (CT_NET + 8 - CT_TUPLEHASH)
+_Static_assert(CT_TUPLEHASH < CT_STATUS && CT_STATUS < CT_NET && CT_SPAN % 8 == 0 && CT_SPAN <= 192,
+	       "struct nf_conn has changed its layout");
 
-/* Whether it is known that packets with the tuple `original` become those with `after`. */
-static __always_inline bool is_noted(const struct tuple *original, const struct tuple *after)
+/* In one go: a call of the helper costs more than the bytes that lie between. */
+static __always_inline void read_conntrack(__u64 ct, struct conntrack_entry *entry)
 {
-	struct translation *known = translations.lookup((struct tuple *)original);
-	/* Not if the ports have come round again. */
-	return known && same_tuple(after, &known->after);
+	__u64 copy[CT_SPAN / 8] = {};
+	const __u8 *start = (const __u8 *)copy;
+	bpf_probe_read_kernel(copy, sizeof(copy), (void *)(ct + CT_TUPLEHASH));
+	copy_conntrack_tuple((const struct conntrack_tuple *)(start + TUPLEHASH_TUPLE), &entry->original);
+	copy_conntrack_tuple((const struct conntrack_tuple *)(start + TUPLEHASH_SIZE + TUPLEHASH_TUPLE), &entry->reply);
+	entry->status = *(const __u32 *)(start + CT_STATUS - CT_TUPLEHASH);
+	entry->net = *(const __u64 *)(start + CT_NET - CT_TUPLEHASH);
 }
 
 /*
@@ -531,36 +606,37 @@ static __always_inline bool is_noted(const struct tuple *original, const struct 
  */
 static __always_inline void note_translation(__u64 ct, bool is_answer)
 {
-	__u32 status = READ(__u64, ct, CT_STATUS);
-	if (!(status & (STATUS_SNAT | STATUS_DNAT)) || (is_answer && (status & STATUS_ASSURED)))
+	struct conntrack_entry entry;
+	read_conntrack(ct, &entry);
+	if (!(entry.status & (STATUS_SNAT | STATUS_DNAT)) || (is_answer && (entry.status & STATUS_ASSURED)))
 		return;
-	struct tuple original, reply;
-	struct translation translation = {};
-	read_conntrack_tuples(ct, &original, &reply);
-	bool is_tcp = original.protocol == PROTOCOL_TCP;
-	if (!is_tcp && original.protocol != PROTOCOL_UDP)
+	const struct tuple *original = &entry.original;
+	bool is_tcp = original->protocol == PROTOCOL_TCP;
+	if (!is_tcp && original->protocol != PROTOCOL_UDP)
 		return;
-	struct tcp_request *opened = is_tcp ? request_here(&original) : NULL;
-	if (is_answer && ((opened && opened->translation.status) || translations.lookup(&original)))
-		return;
-	reverse_tuple(&reply, &translation.after);
-	/* Many packets of a datagram flow may be new to conntrack; one of a TCP connection, unless it is sent again. */
-	if (!is_tcp && is_noted(&original, &translation.after))
-		return;
-	translation.status = status & (STATUS_SNAT | STATUS_DNAT);
-	translation.netns = netns_inode(READ(__u64, ct, CT_NET));
+	struct translation translation = {.status = entry.status & (STATUS_SNAT | STATUS_DNAT)};
+	reverse_tuple(&entry.reply, &translation.after);
+	struct tcp_request *opened = is_tcp ? request_here(original) : NULL;
 	if (opened) {
+		if (is_answer && opened->translation.status)
+			return;
+		translation.netns = netns_inode(entry.net);
 		opened->translation = translation;
-		opened->source_port = original.source_port;
-		/* One that was left by an earlier flow of this tuple. */
-		if (may_be_translated(&original))
-			translations.delete(&original);
+		opened->source_port = original->source_port;
+		opened->noted = translations_noted(original);
 		return;
 	}
-	mark_destination(&original);
-	if (is_tcp && (!translations.insert(&original, &translation) || is_noted(&original, &translation.after)))
+	if (is_tcp)
+		translation.time_ns = bpf_ktime_get_ns();
+	struct translation *known = translations.lookup(&entry.original);
+	/* Many packets of a datagram flow may be new to conntrack; a SYN is where it passes several devices. */
+	if (known && same_tuple(&known->after, &translation.after)) {
+		known->time_ns = translation.time_ns;
 		return;
-	if (translations.update(&original, &translation))
+	}
+	translation.netns = netns_inode(entry.net);
+	count_translation(original);
+	if (translations.update(&entry.original, &translation))
 		count_lost(LOST_NAT_MAP);
 }
 
@@ -644,7 +720,10 @@ static __always_inline void send_datagram(__u64 skb, __u64 sk, __u64 ct, int cti
 		return;
 	if (ct) {
 		/* The packet may be rewritten already; the entry holds what was asked, and what will answer. */
-		read_conntrack_tuples(ct, &tuple, &answer);
+		struct conntrack_entry entry;
+		read_conntrack(ct, &entry);
+		tuple = entry.original;
+		answer = entry.reply;
 	} else {
 		__u64 header = READ(__u64, skb, SKB_HEAD) + READ(__u16, skb, SKB_NETWORK_HEADER);
 		if (!read_packet_tuple(header, &tuple, &protocol))

@@ -25,6 +25,7 @@ FIELDS: dict[str, tuple[str, str]] = {
     "SOCK_DADDR": ("sock", "__sk_common.skc_daddr"),
     "SOCK_SADDR": ("sock", "__sk_common.skc_rcv_saddr"),
     "SOCK_DPORT": ("sock", "__sk_common.skc_dport"),
+    "SOCK_NUM": ("sock", "__sk_common.skc_num"),
     "SOCK_FAMILY": ("sock", "__sk_common.skc_family"),
     "SOCK_STATE": ("sock", "__sk_common.skc_state"),
     "SOCK_DADDR6": ("sock", "__sk_common.skc_v6_daddr"),

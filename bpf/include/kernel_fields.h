@@ -111,14 +111,15 @@ static __always_inline bool is_mapped(const __u64 *address)
 
 /*
  * The 5-tuple of a TCP socket, as the process asked for it; `sk` is a tracepoint's argument. An IPv4-mapped IPv6
- * address becomes IPv4: that is what the packets are. The source port comes from inet_sport, which lies behind struct
- * sock (hence READ): tcp_set_state(TCP_CLOSE) has cleared skc_num when the tracepoint runs.
+ * address becomes IPv4: that is what the packets are. tcp_set_state(TCP_CLOSE) has cleared skc_num when the tracepoint
+ * runs; the source port is then read from inet_sport, which lies behind struct sock (hence READ).
  */
 static __always_inline void read_socket_tuple(__u64 sk, struct tuple *tuple)
 {
+	__u16 source_port = FIELD(__u16, sk, SOCK_NUM); /* host order */
 	__builtin_memset(tuple, 0, sizeof(*tuple));
 	tuple->protocol = PROTOCOL_TCP;
-	tuple->source_port = READ(__be16, sk, INET_SPORT);
+	tuple->source_port = source_port ? __builtin_bswap16(source_port) : READ(__be16, sk, INET_SPORT);
 	tuple->destination_port = FIELD(__be16, sk, SOCK_DPORT);
 	tuple->l3 = K8SNET_AF_INET;
 	if (FIELD(__u16, sk, SOCK_FAMILY) == K8SNET_AF_INET6) {
@@ -135,15 +136,25 @@ static __always_inline void read_socket_tuple(__u64 sk, struct tuple *tuple)
 	*(__be32 *)tuple->source = FIELD(__be32, sk, SOCK_SADDR);
 }
 
-/* Whether a TCP socket asks for `tuple`, for a socket pointer from anywhere. What differs most comes first. */
+/* The start of a struct sock_common (include/net/sock.h), whose order inet_lookup() relies on. */
+struct socket_start {
+	__be32 destination;
+	__be32 source;
+	__u32 hash;
+	__be16 destination_port;
+	__u16 source_port; /* host order; 0: not bound */
+};
+_Static_assert(SOCK_SADDR == SOCK_DADDR + 4 && SOCK_DPORT == SOCK_DADDR + 12, "struct sock_common has changed its layout");
+
+/* Whether a TCP socket asks for `tuple`, for a socket pointer from anywhere. */
 static __always_inline bool asks_for(__u64 sk, const struct tuple *tuple)
 {
-	if (READ(__be16, sk, INET_SPORT) != tuple->source_port ||
-		READ(__be16, sk, SOCK_DPORT) != tuple->destination_port)
+	struct socket_start start = {};
+	bpf_probe_read_kernel(&start, sizeof(start), (void *)(sk + SOCK_DADDR));
+	if (__builtin_bswap16(start.source_port) != tuple->source_port || start.destination_port != tuple->destination_port)
 		return false;
 	if (tuple->l3 == K8SNET_AF_INET)
-		return READ(__be32, sk, SOCK_SADDR) == *(__be32 *)tuple->source &&
-		       READ(__be32, sk, SOCK_DADDR) == *(__be32 *)tuple->destination;
+		return start.source == *(__be32 *)tuple->source && start.destination == *(__be32 *)tuple->destination;
 	__u64 source[2] = {}, destination[2] = {};
 	const __u64 *from = (const __u64 *)tuple->source, *to = (const __u64 *)tuple->destination;
 	bpf_probe_read_kernel(source, 16, (void *)(sk + SOCK_SADDR6));

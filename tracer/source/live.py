@@ -23,7 +23,7 @@ from tracer.source.arrivals import Arrivals
 from tracer.source.resets import resets_applied
 from tracer.source.ringbuffer import Item, RingBuffer
 from tracer.source.syscalls import Syscalls
-from tracer.source.translations import TRANSLATION, TUPLE, Translations
+from tracer.source.translations import COUNT, TRANSLATION, TUPLE, Translations
 
 DEFAULT_RING_BYTES = 4 << 20  # 32,768 records: 2.7 s of 12,000 connections a second
 SWEEP_SECONDS = 0.02
@@ -137,7 +137,7 @@ class LiveSource:
         self._unanswered = self._programs.map("datagram_requests", TUPLE.size, _REQUEST.size)
         self._translations = Translations(
             self._programs.map("translations", TUPLE.size, TRANSLATION.size),
-            self._programs.map("translated_destinations", 4, 1),
+            self._programs.map("translated_destinations", 4, COUNT.size),
         )
         # Every namespace: on kind and in the miniature cluster each node is one.
         seed = threading.Thread(target=lambda: self._translations.seed(netns.every().items()), name="seed", daemon=True)

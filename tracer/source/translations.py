@@ -28,8 +28,9 @@ from tracer.events import AF_INET, AF_INET6, Flag
 
 # struct tuple in bpf/include/kernel_fields.h: source, destination, their ports (network order), l3, protocol
 TUPLE = struct.Struct("=16s16s2s2sHBx")
-# struct translation in bpf/connections.c: after, netns, status
-TRANSLATION = struct.Struct(f"={TUPLE.size}sII")
+# struct translation in bpf/connections.c: after, netns, status, time_ns
+TRANSLATION = struct.Struct(f"={TUPLE.size}sIIQ")
+COUNT = struct.Struct("=I")  # how often a tuple with such a destination was stored
 MAX_HOPS = 3  # MAX_TRANSLATIONS in bpf/connections.c
 _DESTINATION = struct.Struct("=16x4I2xH4x")  # the same bytes, as destination_hash in bpf/connections.c sees them
 LOOK_AGAIN_SECONDS = 5.0  # how long a namespace without entries is believed to track nothing
@@ -59,7 +60,7 @@ def pack_tuple(protocol: int, flow: conntrack.FlowTuple) -> bytes:
 class Translations:
     """The programs' map of translations, and the connection-tracking tables of the machine's namespaces behind it.
 
-    `destinations`: the programs' map of which destinations are in it.
+    `destinations`: the programs' map of how often something was stored in it, by destination.
     """
 
     def __init__(self, known: RawMap, destinations: RawMap) -> None:
@@ -94,7 +95,7 @@ class Translations:
             found = self._known.get(request)
             if found is None:
                 break
-            request, where, status = TRANSLATION.unpack(found)
+            request, where, status, _ = TRANSLATION.unpack(found)
             flags |= _flags(status)
             if status & IPS_DST_NAT or not namespace:
                 namespace = where
@@ -137,8 +138,10 @@ class Translations:
         status = entry.status & IPS_NAT_MASK
         after = pack_tuple(entry.protocol, entry.reply.reversed())
         original = pack_tuple(entry.protocol, entry.orig)
-        self._destinations.set(_destination_hash(original).to_bytes(4, sys.byteorder), b"\1")
-        self._known.set(original, TRANSLATION.pack(after, inode, status))
+        destination = _destination_hash(original).to_bytes(4, sys.byteorder)
+        if self._destinations.get(destination) == bytes(COUNT.size):
+            self._destinations.set(destination, COUNT.pack(1))
+        self._known.set(original, TRANSLATION.pack(after, inode, status, 0))
 
 
 def _destination_hash(packed: bytes) -> int:
