@@ -1,6 +1,6 @@
 """Looking at every arriving packet, for UDP's answers, only while some process uses UDP.
 
-What belongs here: when that hook is attached. What does not: what it does (`bpf/hooks_common.c`), loading programs
+What belongs here: when that hook is attached, and when the programs stop looking. What does not: what it does (`bpf/hooks_common.c`), loading programs
 (`tracer.bpf`).
 
 A packet that crosses a few devices costs the mere call of the hook at each of them: 2 µs of the 150 that a short TCP
@@ -16,27 +16,30 @@ import time
 
 from tracer.bpf import Attachment, RawMap
 
-IDLE_SECONDS = 2.0  # of no datagram; shorter than the programs' own ATTENTION_JIFFIES
+IDLE_SECONDS = 2.0  # of no datagram
 
-_FIRST = struct.pack("=I", 0)
+_SENT, _SETTLED = struct.pack("=I", 0), struct.pack("=I", 1)
 
 
 class Arrivals:
     """Attaches the hook when datagrams are sent, and detaches it when that is over. Attached at first."""
 
     def __init__(self, hook: Attachment, attention: RawMap) -> None:
-        """`attention`: the programs' map `attention_until`, which each datagram that is sent moves on."""
+        """`attention`: the programs' map of when a datagram was last sent, and of which time they need not mind."""
         self._hook = hook
         self._attention = attention
         self._seen: bytes | None = None
+        self._settled: bytes | None = None
         self._used = time.monotonic()
         self._hook.attach()
 
     def tick(self, now: float) -> None:
         """Look whether UDP is in use; `now` of time.monotonic(). Called with each sweep of the ring buffer."""
-        until = self._attention.get(_FIRST)
-        if until != self._seen:
-            self._seen, self._used = until, now
+        sent = self._attention.get(_SENT)
+        if sent != self._seen:
+            self._seen, self._used = sent, now
             self._hook.attach()
-        elif now - self._used > IDLE_SECONDS:
+        elif sent is not None and sent != self._settled and now - self._used > IDLE_SECONDS:
+            self._attention.set(_SETTLED, sent)
+            self._settled = sent
             self._hook.detach()

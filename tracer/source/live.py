@@ -123,7 +123,7 @@ class LiveSource:
             self._clock = self._programs.map("since_boot", 4, 8)
             self._set_clock()
             arrivals = self._programs.load(_arrivals_hook(typed))
-            self._arrivals = Arrivals(arrivals, self._programs.map("attention_until", 4, 8))
+            self._arrivals = Arrivals(arrivals, self._programs.map("attention", 4, 8))
             for hook in _hooks(backend, typed):
                 self._programs.attach(hook)
         except BaseException:
