@@ -14,13 +14,14 @@ import json
 import re
 import secrets
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 CLIENTS = 8
 CONNECTIONS = 64
 SERVICE = "10.96.77.77"
+_END = "-- the end --"
 LAB = str(Path(__file__).parents[2] / ".venv" / "bin" / "k8snet-lab")
 
 _MANIFEST = """\
@@ -77,24 +78,48 @@ class Run:
     connections: int
 
 
+class Client:
+    """A shell in a client pod that takes commands as long as the measurement goes on: what starts one, half a second of a
+    processor, would else be measured.
+    """
+
+    def __init__(self, command: Sequence[str]) -> None:
+        """`command`: how to run `sh` in the pod."""
+        self._shell = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def begin(self, command: str) -> None:
+        """Have the shell run something; `output` must follow."""
+        assert self._shell.stdin is not None
+        self._shell.stdin.write(f"{command}; echo {_END}\n")
+        self._shell.stdin.flush()
+
+    def output(self) -> str:
+        """What it wrote. Raises RuntimeError when the shell has ended."""
+        assert self._shell.stdout is not None
+        lines = list(iter(self._shell.stdout.readline, f"{_END}\n"))
+        if "" in lines:  # readline's word for the end
+            raise RuntimeError(f"the shell of a client pod has ended, having said: {lines}")
+        return "".join(lines)
+
+    def close(self) -> None:
+        """End the shell."""
+        self._shell.communicate()
+
+
 class Load:
     """A running cluster, and the load on it."""
 
-    def __init__(self, name: str, clients: list[str]) -> None:
+    def __init__(self, name: str, clients: Sequence[Client]) -> None:
         self.name = name
-        self.clients = clients
+        self._clients = clients
 
     def run(self, seconds: float) -> Run:
         """Call the Service from every client pod at once."""
         before = self._active_opens()
-        command = (
-            f"wrk -t1 -c{CONNECTIONS // len(self.clients)} -d{round(seconds)}s -H 'Connection: close' http://{SERVICE}/"
+        connections = CONNECTIONS // len(self._clients)
+        outputs = self._all(
+            f"wrk -t1 -c{connections} -d{round(seconds)}s -H 'Connection: close' http://{SERVICE}/"
         )
-        processes = [
-            subprocess.Popen(self.command(pod, "sh", "-c", command), stdout=subprocess.PIPE, text=True)
-            for pod in self.clients
-        ]
-        outputs = [process.communicate()[0] for process in processes]
         rates = [float(re.search(r"Requests/sec:\s+([\d.]+)", output).group(1)) for output in outputs]  # type: ignore[union-attr]
         return Run(sum(rates), self._active_opens() - before)
 
@@ -102,16 +127,20 @@ class Load:
         """How to run something on a node or in a pod."""
         return [LAB, "exec", "--name", self.name, where, "--", *command]
 
+    def _all(self, command: str) -> list[str]:
+        """The same in all client pods at once; what each wrote."""
+        for client in self._clients:
+            client.begin(command)
+        return [client.output() for client in self._clients]
+
     def _active_opens(self) -> int:
         """TcpActiveOpens (RFC 4022) of the client pods: transitions from CLOSED to SYN-SENT."""
-        return sum(self._snmp(pod) for pod in self.clients)
+        return sum(map(_active_opens, self._all("cat /proc/net/snmp")))
 
-    def _snmp(self, pod: str) -> int:
-        output = subprocess.run(
-            self.command(pod, "cat", "/proc/net/snmp"), capture_output=True, text=True, check=True
-        ).stdout
-        names, values = (line.split()[1:] for line in output.splitlines() if line.startswith("Tcp:"))
-        return int(dict(zip(names, values, strict=True))["ActiveOpens"])
+
+def _active_opens(snmp: str) -> int:
+    names, values = (line.split()[1:] for line in snmp.splitlines() if line.startswith("Tcp:"))
+    return int(dict(zip(names, values, strict=True))["ActiveOpens"])
 
 
 @contextlib.contextmanager
@@ -128,10 +157,16 @@ def cluster(services: int = 10) -> Iterator[Load]:
         status = json.loads(
             subprocess.run([LAB, "status", "--name", name, "-o", "json"], capture_output=True, check=True).stdout
         )
-        pods = [pod for pod in status["pods"] if pod["namespace"] == "bench"]
-        load = Load(name, [f"bench/{pod['name']}" for pod in pods if pod["name"].startswith("load-")])
-        _tune(load, [node["name"] for node in status["nodes"]], [f"bench/{pod['name']}" for pod in pods])
-        yield load
+        pods = [f"bench/{pod['name']}" for pod in status["pods"] if pod["namespace"] == "bench"]
+        with contextlib.ExitStack() as stack:
+            clients: list[Client] = []
+            load = Load(name, clients)
+            _tune(load, [node["name"] for node in status["nodes"]], pods)
+            for pod in pods:
+                if pod.startswith("bench/load-"):
+                    clients.append(Client(load.command(pod, "sh")))
+                    stack.callback(clients[-1].close)
+            yield load
     finally:
         subprocess.run([LAB, "down", "--name", name], check=False, stdout=subprocess.DEVNULL)
 
