@@ -358,13 +358,6 @@ def _import_bcc() -> Any:
     return bcc
 
 
-def release_compiler_memory() -> None:
-    """Give back the 20 MB that clang has freed and glibc keeps (malloc_trim(3)); other C libraries keep less."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
 def _verifier_words(output: str) -> list[str]:
     """Why the verifier refused: what it says after the last instruction that it looked at, and BCC's words on it."""
     lines = [line.strip() for line in output.splitlines()]

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tracer import heap
 from tracer.errors import BackendUnavailable, NotRoot, OutputError
 from tracer.filters import Filter
 from tracer.resolve import Resolver
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from tracer.names import Names
 
 NAMES_SECONDS = 0.3  # what a start may wait for names: records right at the start should have them
+
+KEPT_BYTES = 4 << 20  # of memory that records leave: what becomes of some hundred of them is a tenth of that
 
 FIRST_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO, include/linux/proc_ns.h
 
@@ -86,6 +89,7 @@ def live(
             names.ready(NAMES_SECONDS)
             wanted = _on_this_node(wanted, names, say)
         gc.freeze()  # what is there now stays: later collections need not look at it
+        heap.keep(KEPT_BYTES)
         tally.backend = source.backend
         if settings.ready_file is not None:
             write_ready_file(settings.ready_file)

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from tracer import bpf, btf, libbpf, netns
+from tracer import bpf, btf, heap, libbpf, netns
 from tracer.bpf import Hook, Kind
 from tracer.conntrack import FlowTuple
 from tracer.errors import BackendUnavailable, K8snetError, NotRoot
@@ -131,7 +131,7 @@ class LiveSource:
             raise
         if self._syscalls is not None:
             self._syscalls.look(wait=True)
-        bpf.release_compiler_memory()
+        heap.give_back()
         self._ring = RingBuffer(self._programs.map_fd("records"), ring_bytes)
         self._lost = self._programs.map("lost", 4, 8, per_cpu=True)
         self._unanswered = self._programs.map("datagram_requests", TUPLE.size, _REQUEST.size)
