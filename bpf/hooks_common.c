@@ -5,19 +5,36 @@
  * TP_PROTO in include/trace/events/{sock,net,tcp}.h as an array.
  */
 
+/*
+ * Most calls of a hook are of no interest. What decides that is a small program, which goes on to the other only where it
+ * has to: beside a network stack that is larger than the processor's cache for code, each line of a program's code is
+ * fetched anew, and the compiler puts the way out behind everything else. The kernel makes it a plain jump
+ * (bpf_tail_call_direct_fixup). tracer/source/live.py fills this in before it attaches the small ones.
+ */
+BPF_PROG_ARRAY(after_inet_sock_set_state, 1);
+
 /* inet_sock_set_state(const struct sock *sk, const int oldstate, const int newstate) */
 int on_inet_sock_set_state(__u64 *ctx)
+{
+	int oldstate = ctx[1];
+
+	/*
+	 * From SYN_RECV it is a simultaneous open, or an accepted connection, for which nobody has a file yet
+	 * (tcp_v4_syn_recv_sock): it is no request.
+	 */
+	if (oldstate == STATE_SYN_SENT || (int)ctx[2] == STATE_SYN_SENT ||
+	    (oldstate == STATE_SYN_RECV && FIELD(__u64, ctx[0], SOCK_SOCKET)))
+		after_inet_sock_set_state.call(ctx, 0);
+	return 0;
+}
+
+/* As on_inet_sock_set_state(), of a socket that asks for a connection, or has. */
+int on_request_state(__u64 *ctx)
 {
 	__u64 sk = ctx[0];
 	int oldstate = ctx[1], newstate = ctx[2];
 
 	if (oldstate == STATE_SYN_SENT || oldstate == STATE_SYN_RECV) {
-		/*
-		 * From SYN_RECV it is a simultaneous open, or an accepted connection, for which nobody has a file yet
-		 * (tcp_v4_syn_recv_sock): it is no request.
-		 */
-		if (oldstate == STATE_SYN_RECV && !FIELD(__u64, sk, SOCK_SOCKET))
-			return 0;
 		if (newstate == STATE_ESTABLISHED || newstate == STATE_CLOSE)
 			finish_request(sk, newstate == STATE_ESTABLISHED);
 	} else if (newstate == STATE_SYN_SENT && FIELD(__u16, sk, SOCK_PROTOCOL) == PROTOCOL_TCP) {

@@ -4,8 +4,25 @@
  * leave (skb->_nfct), which costs a look at every packet.
  */
 
-/* net_dev_queue(struct sk_buff *skb), of every network namespace */
+BPF_PROG_ARRAY(after_net_dev_queue, 1); /* see hooks_common.c */
+
+/*
+ * net_dev_queue(struct sk_buff *skb), of every network namespace. Goes on for a packet that may tell of a translation, or
+ * that UDP may be interested in: see on_queued_packet().
+ */
 int on_net_dev_queue(__u64 *ctx)
+{
+	__u64 skb = ctx[0];
+	__u64 sk = FIELD(__u64, skb, SKB_SK), ctinfo = FIELD(__u64, skb, SKB_NFCT) & CTINFO_MASK;
+
+	if (ctinfo == CTINFO_NEW || (sk && (ctinfo == CTINFO_REPLY || FIELD(__u16, sk, SOCK_PROTOCOL) != PROTOCOL_TCP)) ||
+	    (!sk && look_at_arrivals()))
+		after_net_dev_queue.call(ctx, 0);
+	return 0;
+}
+
+/* As on_net_dev_queue(). */
+int on_queued_packet(__u64 *ctx)
 {
 	__u64 skb = ctx[0];
 	__u64 nfct = FIELD(__u64, skb, SKB_NFCT), sk = FIELD(__u64, skb, SKB_SK);

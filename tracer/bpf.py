@@ -104,6 +104,11 @@ class Attachment:
         self._program = program
         self._link: int | None = None
 
+    @property
+    def program(self) -> int:
+        """The program's descriptor."""
+        return self._program
+
     def attach(self) -> None:
         """Attach, unless it is. Raises BackendUnavailable."""
         if self._link is None:

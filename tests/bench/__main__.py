@@ -11,6 +11,7 @@ from tests.bench import hooks as hooks_bench
 from tests.bench import overhead as overhead_bench
 from tests.bench import rules as rules_bench
 from tests.bench import scale as scale_bench
+from tests.bench import switching as switching_bench
 from tests.bench.output import output_options, tell
 
 
@@ -28,6 +29,19 @@ def overhead(pairs: int, seconds: float, tools: tuple[str, ...], output: str, pa
     """What watching costs: short HTTP connections through a ClusterIP, with and without each tool."""
     results = overhead_bench.measure(tools or tuple(overhead_bench.TOOLS), pairs, seconds, _say)
     tell([result.to_json() for result in results], overhead_bench.table(results), output, path)
+
+
+@bench.command()
+@click.option("--pairs", default=200, show_default=True, help="Windows with the trace, each between two without.")
+@click.option("--seconds", default=1.0, show_default=True, help="Length of one window.")
+@click.option("--tool", "tools", multiple=True, type=click.Choice(sorted(switching_bench.TOOLS)), help="Only these.")
+@output_options
+def switching(pairs: int, seconds: float, tools: tuple[str, ...], output: str, path: Path | None) -> None:
+    """What the trace costs, switched on and off under a load that goes on: for machines that are noisy."""
+    results = [
+        switching_bench.measure(tool, pairs, seconds, _say) for tool in tools or tuple(switching_bench.TOOLS)
+    ]
+    tell([result.to_json() for result in results], switching_bench.table(results), output, path)
 
 
 @bench.command()

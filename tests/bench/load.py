@@ -86,6 +86,9 @@ class Client:
     def __init__(self, command: Sequence[str]) -> None:
         """`command`: how to run `sh` in the pod."""
         self._shell = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.begin("true")
+        self.output()
+        self._inside = _last_descendant(self._shell.pid)
 
     def begin(self, command: str) -> None:
         """Have the shell run something; `output` must follow."""
@@ -101,9 +104,22 @@ class Client:
             raise RuntimeError(f"the shell of a client pod has ended, having said: {lines}")
         return "".join(lines)
 
+    def active_opens(self) -> int:
+        """TcpActiveOpens (RFC 4022) of the pod: transitions from CLOSED to SYN-SENT."""
+        lines = Path(f"/proc/{self._inside}/net/snmp").read_text().splitlines()
+        names, values = (line.split()[1:] for line in lines if line.startswith("Tcp:"))
+        return int(dict(zip(names, values, strict=True))["ActiveOpens"])
+
     def close(self) -> None:
         """End the shell."""
         self._shell.communicate()
+
+
+def _last_descendant(pid: int) -> int:
+    """The process in the pod that `k8snet-lab exec` has begun: it may be its child's child."""
+    while children := Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        pid = int(children[0])
+    return pid
 
 
 class Load:
@@ -115,37 +131,45 @@ class Load:
 
     def run(self, seconds: float) -> Run:
         """Call the Service from every client pod at once."""
-        before = self._active_opens()
-        connections = CONNECTIONS // len(self._clients)
-        outputs = self._all(
-            f"wrk -t1 -c{connections} -d{round(seconds)}s -H 'Connection: close' http://{SERVICE}/"
-        )
+        before = self.active_opens()
+        self._begin(seconds)
+        outputs = [client.output() for client in self._clients]
         rates = [float(re.search(r"Requests/sec:\s+([\d.]+)", output).group(1)) for output in outputs]  # type: ignore[union-attr]
-        return Run(sum(rates), self._active_opens() - before)
+        return Run(sum(rates), self.active_opens() - before)
+
+    @contextlib.contextmanager
+    def going_on(self, seconds: float) -> Iterator[None]:
+        """The same load for so long, while something else is done. Waits for its end."""
+        self._begin(seconds)
+        yield
+        for client in self._clients:
+            client.output()
+
+    def active_opens(self) -> int:
+        """Connections that the client pods have asked for until now."""
+        return sum(client.active_opens() for client in self._clients)
+
+    def kubeconfig(self) -> str:
+        """The path of the cluster's kubeconfig."""
+        command = [LAB, "kubeconfig", "--name", self.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     def command(self, where: str, *command: str) -> list[str]:
         """How to run something on a node or in a pod."""
         return [LAB, "exec", "--name", self.name, where, "--", *command]
 
-    def _all(self, command: str) -> list[str]:
-        """The same in all client pods at once; what each wrote."""
+    def _begin(self, seconds: float) -> None:
+        connections = CONNECTIONS // len(self._clients)
         for client in self._clients:
-            client.begin(command)
-        return [client.output() for client in self._clients]
-
-    def _active_opens(self) -> int:
-        """TcpActiveOpens (RFC 4022) of the client pods: transitions from CLOSED to SYN-SENT."""
-        return sum(map(_active_opens, self._all("cat /proc/net/snmp")))
-
-
-def _active_opens(snmp: str) -> int:
-    names, values = (line.split()[1:] for line in snmp.splitlines() if line.startswith("Tcp:"))
-    return int(dict(zip(names, values, strict=True))["ActiveOpens"])
+            client.begin(f"wrk -t1 -c{connections} -d{round(seconds)}s -H 'Connection: close' http://{SERVICE}/")
 
 
 @contextlib.contextmanager
-def cluster(services: int = 10) -> Iterator[Load]:
-    """A cluster of one's own with `services` Services beside those of every cluster; gone afterwards."""
+def cluster(services: int = 10, *, time_wait_sockets: int | None = None) -> Iterator[Load]:
+    """A cluster of one's own with `services` Services beside those of every cluster; gone afterwards.
+
+    `time_wait_sockets`: how many each pod has at most; None: as the kernel has it.
+    """
     name = f"bench{secrets.token_hex(3)}"
     manifest = _MANIFEST.format(service=SERVICE, clients=CLIENTS) + "".join(
         _FILLER.format(number=n) for n in range(services)
@@ -161,7 +185,7 @@ def cluster(services: int = 10) -> Iterator[Load]:
         with contextlib.ExitStack() as stack:
             clients: list[Client] = []
             load = Load(name, clients)
-            _tune(load, [node["name"] for node in status["nodes"]], pods)
+            _tune(load, [node["name"] for node in status["nodes"]], pods, time_wait_sockets)
             for pod in pods:
                 if pod.startswith("bench/load-"):
                     clients.append(Client(load.command(pod, "sh")))
@@ -171,10 +195,13 @@ def cluster(services: int = 10) -> Iterator[Load]:
         subprocess.run([LAB, "down", "--name", name], check=False, stdout=subprocess.DEVNULL)
 
 
-def _tune(load: Load, nodes: list[str], pods: list[str]) -> None:
+def _tune(load: Load, nodes: list[str], pods: list[str], time_wait_sockets: int | None) -> None:
     """What would otherwise be measured instead: full connection-tracking tables, ports that run out."""
     for node in nodes:
         keep = "net.netfilter.nf_conntrack_tcp_timeout_time_wait=1 net.netfilter.nf_conntrack_tcp_timeout_close=1"
         subprocess.run(load.command(node, "sh", "-c", f"sysctl -qw {keep}"), check=True)
+    wanted = ["net.ipv4.ip_local_port_range=1024 65535"]
+    if time_wait_sockets is not None:
+        wanted.append(f"net.ipv4.tcp_max_tw_buckets={time_wait_sockets}")
     for pod in pods:
-        subprocess.run(load.command(pod, "sysctl", "-qw", "net.ipv4.ip_local_port_range=1024 65535"), check=True)
+        subprocess.run(load.command(pod, "sysctl", "-qw", *wanted), check=True)

@@ -64,9 +64,6 @@ def k8snet_trace(load: Load, pair: list[int]) -> Iterator[None]:
     """The live trace: every record as JSON into a file, names and rules included."""
     with tempfile.TemporaryDirectory() as directory:
         output, ready = Path(directory, "records"), Path(directory, "ready")
-        kubeconfig = subprocess.run(
-            [load.command("x")[0], "kubeconfig", "--name", load.name], capture_output=True, text=True, check=True
-        ).stdout.strip()
         command = [
             TRACE,
             "--backend",
@@ -76,7 +73,7 @@ def k8snet_trace(load: Load, pair: list[int]) -> Iterator[None]:
             "--ready-file",
             str(ready),
             "--kubeconfig",
-            kubeconfig,
+            load.kubeconfig(),
         ]
         with output.open("wb") as file:
             process = subprocess.Popen(command, stdout=file, stderr=subprocess.PIPE, text=True)

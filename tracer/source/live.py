@@ -52,6 +52,8 @@ _TRACEPOINTS = (
 # Kernel functions probed by fentry and kprobe: at entry, and at return.
 _ENTRIES = ("__nf_conntrack_confirm", "inet_stream_connect", "inet_dgram_connect", "udp_sendmsg", "udpv6_sendmsg")
 _RETURNS = _ENTRIES[1:]
+# Functions that the small ones at tracepoints go on to, through the map after_TRACEPOINT
+_CONTINUED = {"inet_sock_set_state": "on_request_state", "net_dev_queue": "on_queued_packet"}
 _SIZES = {"MAX_REQUESTS": 65536, "MAX_TRANSLATED": 65536, "MAX_ASKED": 16384, "MAX_DATAGRAMS": 16384}
 STAGES = ("ring buffer", "request map", "translation map", "datagram map")  # enum lost_stage
 
@@ -124,6 +126,7 @@ class LiveSource:
             self._set_clock()
             arrivals = self._programs.load(_arrivals_hook(typed))
             self._arrivals = Arrivals(arrivals, self._programs.map("attention", 4, 8))
+            self._load_continuations(typed)
             for hook in _hooks(backend, typed):
                 self._programs.attach(hook)
         except BaseException:
@@ -173,6 +176,16 @@ class LiveSource:
     def has_room(self) -> bool:
         """See Source.has_room."""
         return self._ring.filled() <= 0.25
+
+    def _load_continuations(self, typed: bool) -> None:
+        """Load what the small programs of this backend go on to."""
+        kind = Kind.TYPED_TRACEPOINT if typed else Kind.RAW_TRACEPOINT
+        names = self._programs.map_names()
+        for tracepoint, function in _CONTINUED.items():
+            if f"after_{tracepoint}" in names:
+                loaded = self._programs.load(Hook(kind, tracepoint, function))
+                continuation = self._programs.map(f"after_{tracepoint}", 4, 4)
+                continuation.set(struct.pack("=I", 0), struct.pack("=I", loaded.program))
 
     def _settled(self, waiting: int) -> Sequence[Item]:
         """The `waiting` records of the ring buffer, in order of the outcomes.
