@@ -583,7 +583,7 @@ struct conntrack_entry {
 };
 #define CT_SPAN (CT_NET + 8 - CT_TUPLEHASH)
 _Static_assert(CT_TUPLEHASH < CT_STATUS && CT_STATUS < CT_NET && CT_SPAN % 8 == 0 && CT_SPAN <= 192,
-	       "struct nf_conn has changed its layout");
+	"struct nf_conn has changed its layout");
 
 /* In one go: a call of the helper costs more than the bytes that lie between. */
 static __always_inline void read_conntrack(__u64 ct, struct conntrack_entry *entry)

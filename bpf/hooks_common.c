@@ -23,7 +23,7 @@ int on_inet_sock_set_state(__u64 *ctx)
 	 * (tcp_v4_syn_recv_sock): it is no request.
 	 */
 	if (oldstate == STATE_SYN_SENT || (int)ctx[2] == STATE_SYN_SENT ||
-	    (oldstate == STATE_SYN_RECV && FIELD(__u64, ctx[0], SOCK_SOCKET)))
+		(oldstate == STATE_SYN_RECV && FIELD(__u64, ctx[0], SOCK_SOCKET)))
 		after_inet_sock_set_state.call(ctx, 0);
 	return 0;
 }

@@ -15,8 +15,9 @@ int on_net_dev_queue(__u64 *ctx)
 	__u64 skb = ctx[0];
 	__u64 sk = FIELD(__u64, skb, SKB_SK), ctinfo = FIELD(__u64, skb, SKB_NFCT) & CTINFO_MASK;
 
-	if (ctinfo == CTINFO_NEW || (sk && (ctinfo == CTINFO_REPLY || FIELD(__u16, sk, SOCK_PROTOCOL) != PROTOCOL_TCP)) ||
-	    (!sk && look_at_arrivals()))
+	if (ctinfo == CTINFO_NEW ||
+		(sk && (ctinfo == CTINFO_REPLY || FIELD(__u16, sk, SOCK_PROTOCOL) != PROTOCOL_TCP)) ||
+		(!sk && look_at_arrivals()))
 		after_net_dev_queue.call(ctx, 0);
 	return 0;
 }

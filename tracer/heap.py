@@ -1,7 +1,7 @@
 """What the C library does with memory that was freed: giving it back to the kernel, or keeping it for next time.
 
-What belongs here: the two words of glibc for it (mallopt(3), malloc_trim(3)); other C libraries have neither, and are left
-alone. What does not: when it is time for which (`tracer.source.live`, `tracer.session`), Python's own garbage.
+What belongs here: the two words of glibc for it (mallopt(3), malloc_trim(3)); other C libraries have neither, and are
+left alone. What does not: when it is time for which (`tracer.source.live`, `tracer.session`), Python's own garbage.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ def give_back() -> None:
 
 
 def keep(size: int) -> None:
-    """From now on keep up to `size` bytes that are freed at the end of the heap, and let pieces up to that size come
-    from there.
+    """From now on keep up to `size` bytes that are freed at the end of the heap, and take pieces up to that size from
+    there.
 
-    A piece of 128 kB and more is otherwise mapped when it is asked for and unmapped when it is freed, and each of its pages
-    is a fault and is zeroed, every time: a third of what a record costs, where records are made into text by the hundred.
+    glibc otherwise gives the end of the heap back as soon as it is twice the largest piece seen, and takes it again for
+    the next one: each page is a fault, and is zeroed, every time. Where records are made into text by the hundred, that
+    can be a third of what they cost.
     """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_option is not None:

@@ -144,14 +144,16 @@ struct socket_start {
 	__be16 destination_port;
 	__u16 source_port; /* host order; 0: not bound */
 };
-_Static_assert(SOCK_SADDR == SOCK_DADDR + 4 && SOCK_DPORT == SOCK_DADDR + 12, "struct sock_common has changed its layout");
+_Static_assert(
+	SOCK_SADDR == SOCK_DADDR + 4 && SOCK_DPORT == SOCK_DADDR + 12, "struct sock_common has changed its layout");
 
 /* Whether a TCP socket asks for `tuple`, for a socket pointer from anywhere. */
 static __always_inline bool asks_for(__u64 sk, const struct tuple *tuple)
 {
 	struct socket_start start = {};
 	bpf_probe_read_kernel(&start, sizeof(start), (void *)(sk + SOCK_DADDR));
-	if (__builtin_bswap16(start.source_port) != tuple->source_port || start.destination_port != tuple->destination_port)
+	if (__builtin_bswap16(start.source_port) != tuple->source_port ||
+		start.destination_port != tuple->destination_port)
 		return false;
 	if (tuple->l3 == K8SNET_AF_INET)
 		return start.source == *(__be32 *)tuple->source && start.destination == *(__be32 *)tuple->destination;

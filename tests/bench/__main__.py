@@ -38,9 +38,7 @@ def overhead(pairs: int, seconds: float, tools: tuple[str, ...], output: str, pa
 @output_options
 def switching(pairs: int, seconds: float, tools: tuple[str, ...], output: str, path: Path | None) -> None:
     """What the trace costs, switched on and off under a load that goes on: for machines that are noisy."""
-    results = [
-        switching_bench.measure(tool, pairs, seconds, _say) for tool in tools or tuple(switching_bench.TOOLS)
-    ]
+    results = [switching_bench.measure(tool, pairs, seconds, _say) for tool in tools or tuple(switching_bench.TOOLS)]
     tell([result.to_json() for result in results], switching_bench.table(results), output, path)
 
 

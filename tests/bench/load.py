@@ -79,8 +79,8 @@ class Run:
 
 
 class Client:
-    """A shell in a client pod that takes commands as long as the measurement goes on: what starts one, half a second of a
-    processor, would else be measured.
+    """A shell in a client pod that takes commands as long as the measurement goes on: to start one costs a processor
+    half a second, which would else be measured.
     """
 
     def __init__(self, command: Sequence[str]) -> None:

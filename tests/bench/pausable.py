@@ -1,8 +1,8 @@
 """k8snet-trace that can be switched off and on again within milliseconds: `python -m tests.bench.pausable …`.
 
-What belongs here: letting go of the hooks and stopping the process at SIGUSR1, taking them again at SIGCONT, telling on the
-descriptor of the environment variable STATE_FD, with a byte each. What does not: anything else of the command, which runs
-as it is; when to switch (`tests.bench.switching`).
+What belongs here: letting go of the hooks and stopping the process at SIGUSR1, taking them again at SIGCONT, telling
+both on the descriptor of the environment variable STATE_FD, with a byte each. What does not: anything else of the
+command, which runs as it is; when to switch (`tests.bench.switching`).
 
 Starting the command anew takes a second, and on a noisy machine two runs that far apart differ by more than what is
 measured.

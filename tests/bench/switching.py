@@ -4,8 +4,8 @@ What belongs here: switching, rates within windows, what is told of them. What d
 letting go of hooks (`tests.bench.pausable`), other tools, and whether all connections have their record
 (`tests.bench.overhead`).
 
-On a virtual machine whose neighbours can be heard, two runs some seconds apart differ by a tenth, windows of a second side
-by side by less. Each window with the trace lies between two without, and counts as its ratio to their mean.
+On a virtual machine whose neighbours can be heard, two runs some seconds apart differ by a tenth, windows of a second
+side by side by less. Each window with the trace lies between two without, and counts as its ratio to their mean.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from tests.bench.pausable import OFF, ON, STATE_FD
 # Connections under way, and caches: not counted after each switch
 MARGIN_SECONDS = 0.2
 WARM_UP_SECONDS = 5.0
-# More sockets than these do not wait in TIME_WAIT: under a load that goes on, ports come round again within that minute,
-# and to take one over costs the kernel more than a connection does.
+# More sockets than these do not wait in TIME_WAIT: under a load that goes on, ports come round again within that
+# minute, and to take one over costs the kernel more than a connection does.
 TIME_WAIT_SOCKETS = 10_000
 
 
@@ -112,7 +112,12 @@ def trace(load: Load) -> Iterator[tuple[Switched, list[str]]]:
         command = [sys.executable, "-m", "tests.bench.pausable", "--backend", "tracepoint", "-o", "json"]
         command += ["--ready-file", str(ready), "--kubeconfig", load.kubeconfig()]
         process = subprocess.Popen(
-            command, stdout=file, stderr=subprocess.PIPE, text=True, pass_fds=(tells,), env={**os.environ, STATE_FD: str(tells)}
+            command,
+            stdout=file,
+            stderr=subprocess.PIPE,
+            text=True,
+            pass_fds=(tells,),
+            env={**os.environ, STATE_FD: str(tells)},
         )
         os.close(tells)
         try:
@@ -169,7 +174,8 @@ def _rate(load: Load, seconds: float) -> float:
 def table(results: list[Result]) -> str:
     """The results as a Markdown table."""
     lines = [
-        f"| tool | slowdown, median | {CONFIDENCE:.0%} sure | middle half | connections/s with it | without | windows |",
+        f"| tool | slowdown, median | {CONFIDENCE:.0%} sure | middle half | connections/s with it | without "
+        "| windows |",
         "|---|---|---|---|---|---|---|",
     ]
     for result in results:
@@ -179,7 +185,8 @@ def table(results: list[Result]) -> str:
         lines.append(
             f"| {result.tool} | {statistics.median(slowdowns):.1%} | {low:.1%} to {high:.1%} "
             f"| {slowdowns[quarter]:.1%} to {slowdowns[-1 - quarter]:.1%} "
-            f"| {statistics.median(result.watched):,.0f} | {statistics.median(result.without):,.0f} | {len(slowdowns)} |"
+            f"| {statistics.median(result.watched):,.0f} | {statistics.median(result.without):,.0f} "
+            f"| {len(slowdowns)} |"
         )
     lines += ["", *(f"{result.tool}: {result.summary}" for result in results if result.summary)]
     return "\n".join(lines)

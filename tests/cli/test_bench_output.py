@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from tests.bench import cluster as cluster_bench
 from tests.bench import hooks as hooks_bench
 from tests.bench import overhead as overhead_bench
+from tests.bench import switching as switching_bench
 from tests.bench.__main__ import bench
 from tests.bench.cluster import Result
 from tests.bench.load import Run
@@ -57,7 +58,7 @@ def test_json_says_the_same_and_so_does_the_file(tmp_path: Path) -> None:
 
 
 def test_every_measurement_has_the_same_options() -> None:
-    assert sorted(bench.commands) == ["cluster", "hooks", "overhead", "rules", "scale"]
+    assert sorted(bench.commands) == ["cluster", "hooks", "overhead", "rules", "scale", "switching"]
     for name, command in bench.commands.items():
         if name == "scale":  # measures nothing: puts into the documents what `k8snet-lab bench scale` measured
             continue
@@ -81,3 +82,13 @@ def test_overhead_tells_how_sure_its_median_is() -> None:
     assert overhead_bench.table([overhead_bench.Result("it", pairs)]).splitlines()[-1] == (
         "| it | 4.0% | 1.0% to 7.0% | 0.0% to 8.0% | 960 | 1,000 | 90 / 90 |"
     )
+
+
+def test_switching_compares_each_window_with_those_beside_it() -> None:
+    result = switching_bench.Result("it", watched=[90.0, 190.0], without=[100.0, 100.0, 300.0], summary="2 records")
+    assert result.slowdowns == pytest.approx([0.1, 0.05])
+    assert switching_bench.table([result]).splitlines()[2:] == [
+        "| it | 7.5% | 5.0% to 10.0% | 5.0% to 10.0% | 140 | 100 | 2 |",
+        "",
+        "it: 2 records",
+    ]

@@ -6,9 +6,11 @@ import contextlib
 import errno
 import ipaddress
 import os
+import resource
 import socket
 import struct
 import time
+from collections import Counter
 
 import pytest
 
@@ -151,6 +153,32 @@ def test_a_process_that_gives_up_waiting_times_out(tracer: Tracer, net: Net) -> 
         connect(client, "10.0.2.2", 83, timeout=0.5)
     (record,) = tracer.collect(1, client)
     assert (record.shape.outcome, record.shape.errno) == (Outcome.TIMEOUT, 0)
+
+
+def test_more_requests_at_once_than_there_are_slots(tracer: Tracer, net: Net) -> None:
+    """Each socket has one place where its request may lie; those that find it taken lie elsewhere."""
+    client, router, _ = net
+    number = 1200  # more than the 1,024 slots
+    router.iptables("-A FORWARD -p tcp --dport 83 -j DROP")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2 * number), hard))
+
+    def call() -> set[int]:
+        with contextlib.ExitStack() as stack:
+            sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
+            for one in sockets:
+                one.setblocking(False)
+                assert one.connect_ex(("10.0.2.2", 83)) == errno.EINPROGRESS
+            return {one.getsockname()[1] for one in sockets}
+
+    try:
+        ports = client.run(call)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    seen = tracer.collect(number, client, seconds=10)
+    assert Counter(record.raw.sport for record in seen) == Counter(ports)
+    assert {(record.shape.outcome, record.shape.errno) for record in seen} == {(Outcome.TIMEOUT, 0)}
+    assert tracer.source.losses() == {}
 
 
 def test_a_nonblocking_connect_is_the_process_own(tracer: Tracer, net: Net) -> None:

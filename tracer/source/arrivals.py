@@ -1,7 +1,7 @@
 """Looking at every arriving packet, for UDP's answers, only while some process uses UDP.
 
-What belongs here: when that hook is attached, and when the programs stop looking. What does not: what it does (`bpf/hooks_common.c`), loading programs
-(`tracer.bpf`).
+What belongs here: when that hook is attached, and when the programs stop looking. What does not: what it does
+(`bpf/hooks_common.c`), loading programs (`tracer.bpf`).
 
 A packet that crosses a few devices costs the mere call of the hook at each of them: 2 µs of the 150 that a short TCP
 connection through two nodes takes. Most answers are seen without it, where the packet is queued for a device; it is
