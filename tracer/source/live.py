@@ -35,7 +35,7 @@ RESET_SECONDS = 0.005
 CLOCK_LOOKS = 5
 
 BACKENDS = ("fentry", "kprobe", "tracepoint")
-_CORE = ("connections.c", "hooks_common.c")
+_CORE = ("connections.c", "datagrams.c", "hooks_common.c")
 _FILES = {
     "fentry": (*_CORE, "hooks_functions.c", "hooks_fentry.c"),
     "kprobe": (*_CORE, "hooks_functions.c", "hooks_kprobe.c"),
