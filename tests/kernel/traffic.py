@@ -85,9 +85,18 @@ def connect(namespace: Namespace, address: str, port: int, *, timeout: float = 5
 
 
 def ask(
-    namespace: Namespace, address: str, port: int, *, connected: bool, source_port: int = 0, timeout: float = 2
+    namespace: Namespace,
+    address: str,
+    port: int,
+    *,
+    connected: bool,
+    source_port: int = 0,
+    timeout: float = 2,
+    ports: list[int] | None = None,
 ) -> bytes | None:
-    """Send one datagram from `namespace`; returns the answer, or None when none came or it was refused."""
+    """Send one datagram from `namespace`; returns the answer, or None when none came or it was refused. The source port
+    is added to `ports`.
+    """
 
     def call() -> bytes | None:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -101,6 +110,8 @@ def ask(
                     client.send(b"hello")
                 else:
                     client.sendto(b"hello", (address, port))
+                if ports is not None:
+                    ports.append(client.getsockname()[1])
                 return client.recv(2048)
             except OSError:
                 return None
