@@ -67,7 +67,10 @@ BPF_RINGBUF_OUTPUT(records, RING_BUFFER_PAGES);
  * may be about flows whose end we never see. */
 BPF_TABLE("hash", __u64, struct tcp_request, requests, MAX_REQUESTS);
 BPF_ARRAY(request_slots, struct request_slot, 1 << REQUEST_SLOTS_LOG);
-/* The socket (socket_number()) whose request this CPU opened last: its first packet is most likely handled here, too, and next. */
+/*
+ * The socket, as socket_number() has it, whose request this CPU opened last: its first packet is most likely handled
+ * here, too, and next.
+ */
 BPF_PERCPU_ARRAY(opened_last, __u64, 1);
 BPF_TABLE("lru_hash", struct tuple, struct translation, translations, MAX_TRANSLATED);
 /*
@@ -354,7 +357,7 @@ static __always_inline __u8 outcome_of_error(int error)
 /* ---- TCP ---- */
 
 /*
- * The address of a socket as a number: with its bytes in reverse. Where arguments are typed, the verifier lets nobody
+ * The address of a socket as a number: with its bytes in reverse, and back again. Where arguments are typed, the verifier lets nobody
  * calculate with a pointer; that of 6.1 and 6.12 (no longer that of 6.18) forgets, too, what a pointer points at once it
  * was on the stack and a helper was shown that place, and FIELD(sk) is "invalid mem access 'scalar'" then.
  */
@@ -366,7 +369,7 @@ static __always_inline __u64 socket_number(__u64 sk)
 /*
  * The one place in `request_slots` where a socket's request may lie; where that is taken, it lies in `requests`. The
  * requests under way are few and end soon, so hardly any has to: that hash costs half a microsecond for a connection
- * (locks, its free list, a copy), a slot nothing to speak of.
+ * (locks, its free list, a copy), a slot little more than the lines of the cache that it lies in.
  */
 static __always_inline struct request_slot *slot_of(__u64 socket)
 {
@@ -439,7 +442,7 @@ static __always_inline struct tcp_request *request_here(const struct tuple *orig
 	int zero = 0;
 	__u64 *last = opened_last.lookup(&zero), socket = last ? *last : 0;
 	/* The socket may be gone, and another in its place. */
-	return socket && asks_for(__builtin_bswap64(socket), original) ? find_request(socket) : NULL;
+	return socket && asks_for(socket_number(socket), original) ? find_request(socket) : NULL;
 }
 
 /* What the errors of a socket that was never established say of its request. */

@@ -78,8 +78,7 @@ def k8snet_trace(load: Load, pair: list[int]) -> Iterator[None]:
         with output.open("wb") as file:
             process = subprocess.Popen(command, stdout=file, stderr=subprocess.PIPE, text=True)
             try:
-                while not ready.exists() and process.poll() is None:
-                    time.sleep(0.01)
+                await_ready(process, ready)
                 time.sleep(SETTLE_SECONDS)  # as for the others: what its start costs is not measured here
                 yield
                 time.sleep(0.3)
@@ -89,6 +88,14 @@ def k8snet_trace(load: Load, pair: list[int]) -> Iterator[None]:
         # Those of the client pods; the machine connects for itself, too.
         pair.append(sum(b'"namespace": "bench"' in line.split(b'"destination"')[0] for line in output.open("rb")))
         pair.append(int(errors.rsplit(" records, ", 1)[1].split(" ")[0]) if " records, " in errors else -1)
+
+
+def await_ready(process: subprocess.Popen[str], ready: Path) -> None:
+    """Wait for the ready file, which is all that tells of a trace. Raises RuntimeError when it ends before."""
+    while not ready.exists():
+        if process.poll() is not None:
+            raise RuntimeError(f"the trace has ended with {process.returncode}")
+        time.sleep(0.01)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import signal
 from typing import Any
+from unittest import mock
 
 from tracer.cli import main
 from tracer.source import live
@@ -47,14 +48,14 @@ def run() -> None:
     """Run the command."""
     switch = _Switch(int(os.environ[STATE_FD]))
     signal.signal(signal.SIGUSR1, switch.stop)
-    begin = live.LiveSource.__init__
 
-    def begin_watched(source: live.LiveSource, *arguments: Any, **options: Any) -> None:
-        begin(source, *arguments, **options)
-        switch.watch(source)
+    class Watched(live.LiveSource):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            switch.watch(self)
 
-    live.LiveSource.__init__ = begin_watched  # type: ignore[method-assign]
-    main()
+    with mock.patch.object(live, "LiveSource", Watched):
+        main()
 
 
 if __name__ == "__main__":

@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tests.bench.load import Load, cluster
-from tests.bench.overhead import CONFIDENCE, interval
+from tests.bench.overhead import CONFIDENCE, await_ready, interval
 from tests.bench.pausable import OFF, ON, STATE_FD
 
 # Connections under way, and caches: not counted after each switch
 MARGIN_SECONDS = 0.2
-WARM_UP_SECONDS = 5.0
+WARM_UP_SECONDS = 5.0  # until as many connections are closed as are opened, and memory is used again
 # More sockets than these do not wait in TIME_WAIT: under a load that goes on, ports come round again within that
 # minute, and to take one over costs the kernel more than a connection does.
 TIME_WAIT_SOCKETS = 10_000
@@ -121,8 +121,7 @@ def trace(load: Load) -> Iterator[tuple[Switched, list[str]]]:
         )
         os.close(tells)
         try:
-            while not ready.exists() and process.poll() is None:
-                time.sleep(0.01)
+            await_ready(process, ready)
             yield Trace(process, told), summary
         finally:
             process.send_signal(signal.SIGCONT)
@@ -166,7 +165,7 @@ def _rate(load: Load, seconds: float) -> float:
     """Connections per second, from a little later on."""
     time.sleep(MARGIN_SECONDS)
     began, before = time.monotonic(), load.active_opens()
-    time.sleep(seconds)
+    time.sleep(seconds)  # the window
     after, ended = load.active_opens(), time.monotonic()
     return (after - before) / (ended - began)
 
