@@ -58,6 +58,7 @@ struct tcp_request {
 /* See slot_of(). */
 struct request_slot {
 	__u64 socket; /* whose request it holds, as socket_number() has it; 0: nobody's */
+	__u64 fetched; /* written, never read */
 	struct tcp_request opened;
 };
 #define REQUEST_SLOTS_LOG 10
@@ -86,6 +87,38 @@ BPF_ARRAY(any_asked, __u64, 1);
 /* What user space adds to CLOCK_MONOTONIC for nanoseconds since the Unix epoch; it keeps this up to date. */
 BPF_ARRAY(since_boot, __u64, 1);
 
+#ifdef LOOKS_UP
+/*
+ * Under a load of many connections and no datagrams, user space takes the hook away that looks at every packet
+ * (tracer/source/watch.py): its mere call, thirty times for a connection that crosses a few devices, would cost 1 %.
+ * Outcomes then wait here for user space to run look_up() (lookups.c), which asks conntrack where packets went.
+ */
+struct finished {
+	__u64 ready; /* its number, counted from 1, once the rest is there */
+	__u64 client; /* cookie of the socket's network namespace, which no other ever has */
+	__u64 time_ns; /* of the request, as struct request has it */
+	struct tuple tuple; /* as the socket has it */
+	struct connection_record record; /* its pad: whether conntrack is to be asked */
+};
+/* A ring, MAX_FINISHED (a power of 2) long: in place of a queue map, whose lock and copies cost as much as all the rest. */
+BPF_ARRAY(finished_outcomes, struct finished, MAX_FINISHED);
+
+struct finished_ends {
+	__u64 head; /* how many were ever begun to be written */
+	__u64 pad[7]; /* a line of the cache for each: they are written by different processors */
+	__u64 tail; /* how many were looked up */
+};
+BPF_ARRAY(finished_ends, struct finished_ends, 1);
+
+struct watch {
+	__u64 since_ns; /* requests begun from then on had their packets looked at; all bits set: none has */
+	__u64 queued; /* `finished_outcomes` may hold something: what comes after that must not overtake it */
+};
+BPF_ARRAY(watch, struct watch, 1);
+/* The programs' word to user space: counts what only a look at packets would tell for sure. */
+BPF_ARRAY(packets_wanted, __u64, 1);
+#endif
+
 static __always_inline void count_lost(int stage)
 {
 	__u64 *count = lost.lookup(&stage);
@@ -97,10 +130,21 @@ static __always_inline void count_lost(int stage)
 static __always_inline void note_process(struct request *request, __u32 netns)
 {
 	request->time_ns = bpf_ktime_get_ns();
-	request->cgroup_id = bpf_get_current_cgroup_id();
-	request->pid = bpf_get_current_pid_tgid() >> 32;
 	request->netns = netns;
+#ifdef TYPED_ARGUMENTS
+	/* What the three helpers below do, without their calls. */
+	__u64 task = (__u64)bpf_get_current_task_btf();
+	__u64 cgroups = FIELD(__u64, task, TASK_CGROUPS), cgroup = FIELD(__u64, cgroups, CSS_SET_CGROUP);
+	__u64 node = FIELD(__u64, cgroup, CGROUP_NODE);
+	request->pid = FIELD(__u32, task, TASK_TGID);
+	request->cgroup_id = FIELD(__u64, node, KERNFS_NODE_ID);
+	((__u64 *)request->comm)[0] = FIELD(__u64, task, TASK_COMM);
+	((__u64 *)request->comm)[1] = FIELD(__u64, task, TASK_COMM + 8);
+#else
+	request->pid = bpf_get_current_pid_tgid() >> 32;
+	request->cgroup_id = bpf_get_current_cgroup_id();
 	bpf_get_current_comm(request->comm, sizeof(request->comm));
+#endif
 }
 
 /* The tuple of packets that answer those of `tuple`. */
@@ -258,18 +302,10 @@ static __always_inline __u8 follow_translations(
 	return flags;
 }
 
-/*
- * The parts of a record that need no look at translations; the others zero. False: there is no room, and it is
- * counted.
- */
-static __always_inline struct connection_record *begin_record(
-	const struct request *request, const struct tuple *tuple, __u8 outcome, __u16 error)
+/* The parts of a record that need no look at translations; the others zero. */
+static __always_inline void fill_record(struct connection_record *record, const struct request *request,
+	const struct tuple *tuple, __u8 outcome, __u16 error)
 {
-	struct connection_record *record = records.ringbuf_reserve(sizeof(*record));
-	if (!record) {
-		count_lost(LOST_RING_BUFFER);
-		return NULL;
-	}
 	struct connection_shape *shape = &record->shape;
 	int zero = 0;
 	__u64 *offset = since_boot.lookup(&zero);
@@ -293,6 +329,17 @@ static __always_inline struct connection_record *begin_record(
 	__builtin_memcpy(shape->destination, tuple->destination, 16);
 	__builtin_memset(shape->backend, 0, 16);
 	__builtin_memcpy(shape->comm, request->comm, COMM_LENGTH);
+}
+
+/* A record in the ring buffer, as fill_record() has it. NULL: there is no room, and it is counted. */
+static __always_inline struct connection_record *begin_record(
+	const struct request *request, const struct tuple *tuple, __u8 outcome, __u16 error)
+{
+	struct connection_record *record = records.ringbuf_reserve(sizeof(*record));
+	if (record)
+		fill_record(record, request, tuple, outcome, error);
+	else
+		count_lost(LOST_RING_BUFFER);
 	return record;
 }
 
@@ -305,6 +352,30 @@ static __always_inline void end_record(struct connection_record *record)
 	records.ringbuf_submit(record, BPF_RB_NO_WAKEUP);
 }
 
+/* What follow_translations() found, and where packets go. */
+static __always_inline void fill_backend(
+	struct connection_shape *shape, const struct tuple *tuple, __u8 flags, __u32 nat_netns)
+{
+	shape->nat_netns = nat_netns;
+	shape->flags = flags;
+	if (flags & (FLAG_DNAT | FLAG_SOCKET)) {
+		shape->backend_port = __builtin_bswap16(tuple->destination_port);
+		__builtin_memcpy(shape->backend, tuple->destination, 16);
+	}
+}
+
+/* Say what the process asked for, where the socket holds another destination. Returns FLAG_SOCKET or 0. */
+static __always_inline __u8 fill_asked(
+	struct connection_shape *shape, const struct request *request, const struct tuple *tuple)
+{
+	if (!is_translated(&request->asked, tuple))
+		return 0;
+	shape->family = request->asked.family;
+	shape->destination_port = request->asked.port;
+	__builtin_memcpy(shape->destination, request->asked.address, 16);
+	return FLAG_SOCKET;
+}
+
 /*
  * Hand the finished connection to user space. `tuple`: as the socket has it; changed to where packets go. `opened`: see
  * follow_translations().
@@ -315,24 +386,82 @@ static __always_inline void submit_connection(
 	struct connection_record *record = begin_record(request, tuple, outcome, error);
 	if (!record)
 		return;
-	struct connection_shape *shape = &record->shape;
 	__u32 nat_netns = 0;
-	__u8 flags = 0;
-	if (is_translated(&request->asked, tuple)) {
-		flags |= FLAG_SOCKET;
-		shape->family = request->asked.family;
-		shape->destination_port = request->asked.port;
-		__builtin_memcpy(shape->destination, request->asked.address, 16);
-	}
+	__u8 flags = fill_asked(&record->shape, request, tuple);
 	flags |= follow_translations(request, tuple, opened, &nat_netns);
-	shape->nat_netns = nat_netns;
-	shape->flags = flags;
-	if (flags & (FLAG_DNAT | FLAG_SOCKET)) {
-		shape->backend_port = __builtin_bswap16(tuple->destination_port);
-		__builtin_memcpy(shape->backend, tuple->destination, 16);
-	}
+	fill_backend(&record->shape, tuple, flags, nat_netns);
 	end_record(record);
 }
+
+#ifdef LOOKS_UP
+static __always_inline struct watch *watching(void)
+{
+	int zero = 0;
+	return watch.lookup(&zero);
+}
+
+/*
+ * A port that bind() named may come round again before user space asks conntrack, which then tells of the later
+ * connection.
+ */
+static __always_inline void want_packets(void)
+{
+	int zero = 0;
+	__u64 *wanted = packets_wanted.lookup(&zero);
+	if (wanted)
+		__sync_fetch_and_add(wanted, 1);
+}
+
+/* A place in the ring, to be filled in and published. NULL: there is none, and it is counted. */
+static __always_inline struct finished *take_place(__u64 *number)
+{
+	int zero = 0;
+	struct finished_ends *ends = finished_ends.lookup(&zero);
+	/* Some processors may take their places at the same time. */
+	if (!ends || ends->head - ends->tail >= MAX_FINISHED - 256) {
+		count_lost(LOST_QUEUE);
+		return NULL;
+	}
+	*number = __sync_fetch_and_add(&ends->head, 1);
+	__u32 place = *number & (MAX_FINISHED - 1);
+	return finished_outcomes.lookup(&place);
+}
+
+/* After all else that was written. */
+static __always_inline void publish(struct finished *finished, __u64 number)
+{
+	__sync_lock_test_and_set(&finished->ready, number + 1);
+}
+
+/* As submit_connection(), where nobody looked at the packets. `net`: of the socket. */
+static __always_inline void queue_connection(
+	const struct request *request, const struct tuple *tuple, __u64 net, __u8 outcome, __u16 error)
+{
+	__u64 number;
+	struct finished *finished = take_place(&number);
+	if (!finished)
+		return;
+	finished->client = FIELD(__u64, net, NET_COOKIE);
+	finished->time_ns = request->time_ns;
+	finished->tuple = *tuple;
+	fill_record(&finished->record, request, tuple, outcome, error);
+	finished->record.pad = 1;
+	fill_backend(&finished->record.shape, tuple, fill_asked(&finished->record.shape, request, tuple), 0);
+	publish(finished, number);
+}
+
+/* A record that needs no look-up, and must not overtake those that do. */
+static __always_inline void queue_record(
+	const struct request *request, const struct tuple *tuple, __u8 outcome, __u16 error)
+{
+	__u64 number;
+	struct finished *finished = take_place(&number);
+	if (!finished)
+		return;
+	fill_record(&finished->record, request, tuple, outcome, error);
+	publish(finished, number);
+}
+#endif
 
 /* What an errno says of the outcome, for errors that need no look at how they came about. */
 static __always_inline __u8 outcome_of_error(int error)
@@ -391,22 +520,20 @@ static __always_inline void forget_request(__u64 socket)
 }
 
 /* A request as the running process asks for it. */
-static __always_inline void begin_request(struct tcp_request *opened, __u64 sk)
+static __always_inline void begin_request(struct request *request, __u64 sk)
 {
 	__u64 net = FIELD(__u64, sk, SOCK_NET), thread = bpf_get_current_pid_tgid();
-	struct request *request = &opened->request;
 	note_process(request, FIELD(__u32, net, NET_INUM));
 	request->was_reset = 0;
 	request->soft_error = 0;
 	request->doubtful = 0;
-	opened->translation.status = 0;
 	struct asked *asked = asked_here(thread);
 	if (asked) {
 		request->asked = *asked;
 		/* The connect() that returns later has then nothing more to tell. */
 		asked_by_thread.delete(&thread);
 	} else {
-		request->asked.family = 0;
+		__builtin_memset(&request->asked, 0, sizeof(request->asked));
 	}
 }
 
@@ -415,20 +542,31 @@ static __always_inline void open_request(__u64 sk)
 {
 	__u64 socket = socket_number(sk);
 	struct request_slot *slot = slot_of(socket);
+	struct tcp_request opened = {};
+	/*
+	 * The slot was last used by another request, and is no longer in this processor's cache. A store does not wait for
+	 * that, as the exchange would.
+	 */
+	if (slot)
+		slot->fetched = 1;
+	begin_request(&opened.request, sk);
 	__u64 owner = slot ? __sync_val_compare_and_swap(&slot->socket, 0, socket) : 1;
 	/* A request whose end we missed leaves its slot to the next socket of the same address. */
 	if (slot && (owner == 0 || owner == socket)) {
-		begin_request(&slot->opened, sk);
-	} else {
-		struct tcp_request opened = {};
-		begin_request(&opened, sk);
-		if (requests.update(&socket, &opened))
-			count_lost(LOST_REQUEST_MAP);
+		slot->opened.request = opened.request;
+		slot->opened.translation.status = 0;
+	} else if (requests.update(&socket, &opened)) {
+		count_lost(LOST_REQUEST_MAP);
 	}
 	int zero = 0;
 	__u64 *last = opened_last.lookup(&zero);
 	if (last)
 		*last = socket;
+#ifdef LOOKS_UP
+	struct watch *watch = watching();
+	if (watch && watch->queued && FIELD(__u16, sk, SOCK_NUM))
+		want_packets();
+#endif
 }
 
 /*
@@ -440,6 +578,12 @@ static __always_inline void open_request(__u64 sk)
 static __always_inline struct tcp_request *request_here(const struct tuple *original)
 {
 	int zero = 0;
+#ifdef LOOKS_UP
+	/* Whoever looks up knows of the request only what is in `finished_outcomes`. */
+	struct watch *watch = watching();
+	if (watch && watch->queued)
+		return NULL;
+#endif
 	__u64 *last = opened_last.lookup(&zero), socket = last ? *last : 0;
 	/* The socket may be gone, and another in its place. */
 	return socket && asks_for(socket_number(socket), original) ? find_request(socket) : NULL;
@@ -473,7 +617,13 @@ static __always_inline void finish_request(__u64 sk, bool established)
 	}
 	struct tuple tuple;
 	read_socket_tuple(sk, &tuple);
-	submit_connection(request, &tuple, opened, outcome, error);
+#ifdef LOOKS_UP
+	struct watch *watch = watching();
+	if (watch && (watch->queued || request->time_ns < watch->since_ns))
+		queue_connection(request, &tuple, FIELD(__u64, sk, SOCK_NET), outcome, error);
+	else
+#endif
+		submit_connection(request, &tuple, opened, outcome, error);
 	forget_request(socket);
 }
 
@@ -493,6 +643,13 @@ static __always_inline void note_reset(__u64 sk)
 	struct request reset = {.time_ns = bpf_ktime_get_ns(), .netns = netns_inode(READ(__u64, sk, SOCK_NET))};
 	struct tuple tuple;
 	read_socket_tuple(sk, &tuple);
+#ifdef LOOKS_UP
+	struct watch *watch = watching();
+	if (watch && watch->queued) {
+		queue_record(&reset, &tuple, OUTCOME_RESET, ERROR_CONNRESET);
+		return;
+	}
+#endif
 	struct connection_record *record = begin_record(&reset, &tuple, OUTCOME_RESET, ERROR_CONNRESET);
 	if (record)
 		end_record(record);

@@ -89,6 +89,37 @@ static __always_inline bool may_be_server(__u64 sk)
 	       ((READ(__u8, sk, SOCK_USERLOCKS) >> SOCK_USERLOCKS_SHIFT) & SOCK_BINDPORT_LOCK);
 }
 
+/* A datagram of `tuple` was sent by `sk`, which `answer` would answer: the first of a flow opens a request. */
+static __always_inline void open_datagram(__u64 sk, struct tuple *tuple, struct tuple *answer)
+{
+	/* Had we looked at what arrives, a request that this datagram answers would be known. */
+	bool looked = look_at_arrivals();
+	pay_attention();
+	__u64 now = bpf_ktime_get_ns();
+	struct datagram_flow *known = datagram_flows.lookup(tuple);
+	if (known && now - known->last_ns < (known->answered ? UDP_ANSWERED_NS : UDP_UNANSWERED_NS)) {
+		known->last_ns = now;
+		return;
+	}
+	struct datagram_flow flow = {.last_ns = now};
+	if (datagram_flows.update(tuple, &flow)) {
+		count_lost(LOST_DATAGRAM_MAP);
+		return;
+	}
+	struct request request = {};
+	note_process(&request, netns_inode(READ(__u64, sk, SOCK_NET)));
+	request.doubtful = !looked && may_be_server(sk);
+	__u64 thread = bpf_get_current_pid_tgid();
+	struct asked *asked = asked_here(thread);
+	if (!asked)
+		asked = asked_by_socket.lookup(&sk);
+	if (asked)
+		request.asked = *asked;
+	datagram_answers.update(answer, tuple);
+	if (datagram_requests.update(tuple, &request))
+		count_lost(LOST_DATAGRAM_MAP);
+}
+
 /*
  * A process sends a datagram: the first of a flow opens a request. `ct` and `ctinfo` are of the packet, 0 when this
  * namespace tracks nothing. In process context, with the packet's socket still known.
@@ -113,33 +144,30 @@ static __always_inline void send_datagram(__u64 skb, __u64 sk, __u64 ct, int cti
 	}
 	if (tuple.protocol != PROTOCOL_UDP)
 		return;
-	/* Had we looked at what arrives, a request that this datagram answers would be known. */
-	bool looked = look_at_arrivals();
-	pay_attention();
-	__u64 now = bpf_ktime_get_ns();
-	struct datagram_flow *known = datagram_flows.lookup(&tuple);
-	if (known && now - known->last_ns < (known->answered ? UDP_ANSWERED_NS : UDP_UNANSWERED_NS)) {
-		known->last_ns = now;
-		return;
-	}
-	struct datagram_flow flow = {.last_ns = now};
-	if (datagram_flows.update(&tuple, &flow)) {
-		count_lost(LOST_DATAGRAM_MAP);
-		return;
-	}
-	struct request request = {};
-	note_process(&request, netns_inode(READ(__u64, sk, SOCK_NET)));
-	request.doubtful = !looked && may_be_server(sk);
-	__u64 thread = bpf_get_current_pid_tgid();
-	struct asked *asked = asked_here(thread);
-	if (!asked)
-		asked = asked_by_socket.lookup(&sk);
-	if (asked)
-		request.asked = *asked;
-	datagram_answers.update(&answer, &tuple);
-	if (datagram_requests.update(&tuple, &request))
-		count_lost(LOST_DATAGRAM_MAP);
+	open_datagram(sk, &tuple, &answer);
 }
+
+#ifdef LOOKS_UP
+/*
+ * A process has sent a datagram by `sk` while nobody looked at packets. Now somebody will (pay_attention); the answer,
+ * too, may have come by then, so that only conntrack tells of it (LiveSource._completed).
+ */
+static __always_inline void note_sent(__u64 sk)
+{
+	struct tuple tuple, answer;
+	if (READ(__u8, sk, SOCK_STATE) == STATE_ESTABLISHED) {
+		read_socket_tuple(sk, &tuple);
+		tuple.protocol = PROTOCOL_UDP;
+		reverse_tuple(&tuple, &answer);
+		open_datagram(sk, &tuple, &answer);
+		return;
+	}
+	pay_attention();
+	/* Where to, a socket that is not connected does not say. A server's is not missed: it answers. */
+	if (!may_be_server(sk))
+		count_lost(LOST_UNWATCHED);
+}
+#endif
 
 /*
  * Taking the request away comes first: user space takes it away, too, when nobody answers, and only one of us

@@ -40,3 +40,20 @@ int on_queued_packet(__u64 *ctx)
 	watch_queued(skb, sk, nfct);
 	return 0;
 }
+
+#ifdef LOOKS_UP
+/*
+ * sock_send_length(struct sock *sk, int ret, int flags): a send to any kind of socket has returned. Attached only while
+ * on_net_dev_queue is not.
+ */
+int on_sock_send_length(__u64 *ctx)
+{
+	__u64 sk = ctx[0];
+	if (FIELD(__u16, sk, SOCK_PROTOCOL) != PROTOCOL_UDP || (int)ctx[1] < 0)
+		return 0;
+	__u16 family = FIELD(__u16, sk, SOCK_FAMILY);
+	if (family == K8SNET_AF_INET || family == K8SNET_AF_INET6)
+		note_sent(sk);
+	return 0;
+}
+#endif

@@ -150,14 +150,17 @@ class Programs:
         self._bpf = _compiled(self._bcc, program_text(files), defines, with_types=with_types)
         self._redirected = {} if maps_of is None else self._same_maps(maps_of)
 
-    def attach(self, hook: Hook) -> None:
-        """Load one function and attach it. Raises BackendUnavailable when the kernel refuses, with the verifier's
-        last words.
+    def attach(self, hook: Hook) -> Attachment | None:
+        """Load one function and attach it; for all kinds but kprobes the result detaches it.
+
+        Raises BackendUnavailable when the kernel refuses, with the verifier's last words.
         """
         if hook.kind in (Kind.KPROBE, Kind.KRETPROBE):
             self._attach_probe(hook)
-        else:
-            self.load(hook).attach()
+            return None
+        attachment = self.load(hook)
+        attachment.attach()
+        return attachment
 
     def load(self, hook: Hook) -> Attachment:
         """Load one function, which the result attaches and detaches; for all kinds but kprobes.

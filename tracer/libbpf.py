@@ -19,12 +19,14 @@ from tracer import btf
 from tracer.errors import BackendUnavailable
 
 # enum bpf_prog_type, enum bpf_attach_type (include/uapi/linux/bpf.h)
-_RAW_TRACEPOINT, _CGROUP_SOCK_ADDR, _TRACING = 17, 18, 26
+_SCHED_CLS, _RAW_TRACEPOINT, _CGROUP_SOCK_ADDR, _TRACING = 3, 17, 18, 26
 _ATTACH_TYPES = {"raw_tp": 0, "tp_btf": 23, "fentry": 24, "fexit": 25}
 _LOG_SIZE = 1 << 20
 _INSTRUCTION_SIZE = 8
 _INSTRUCTION = struct.Struct("=BBhi")  # code, registers, offset, immediate
 _LOAD_IMMEDIATE, _PSEUDO_MAP_FD = 0x18, 1
+_CALL, _PSEUDO_KFUNC_CALL = 0x85, 2
+_PACKET = bytes(64)  # an Ethernet frame of no protocol
 # r0 = 0; exit
 _TRIVIAL = bytes.fromhex("b7000000000000009500000000000000")
 
@@ -99,6 +101,76 @@ def redirect_maps(instructions: bytes, descriptors: Mapping[int, int]) -> bytes:
         if code == _LOAD_IMMEDIATE and registers >> 4 == _PSEUDO_MAP_FD and immediate in descriptors:
             _INSTRUCTION.pack_into(changed, start, code, registers, 0, descriptors[immediate])
     return bytes(changed)
+
+
+class TestRun(ctypes.Structure):
+    """struct bpf_test_run_opts (tools/lib/bpf/bpf.h), as libbpf 1.0 has it."""
+
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("data_in", ctypes.c_char_p),
+        ("data_out", ctypes.c_void_p),
+        ("data_size_in", ctypes.c_uint32),
+        ("data_size_out", ctypes.c_uint32),
+        ("ctx_in", ctypes.c_void_p),
+        ("ctx_out", ctypes.c_void_p),
+        ("ctx_size_in", ctypes.c_uint32),
+        ("ctx_size_out", ctypes.c_uint32),
+        ("retval", ctypes.c_uint32),
+        ("repeat", ctypes.c_int),
+        ("duration", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("cpu", ctypes.c_uint32),
+        ("batch_size", ctypes.c_uint32),
+    )
+
+
+def load_classifier(name: str, instructions: bytes, kernel_functions: Mapping[int, str]) -> int:
+    """Load bytecode as a program for tc, to be run by `run`; gives its descriptor. Raises BackendUnavailable.
+
+    `kernel_functions`: numbers of helpers that there are none of -> the kernel function (kfunc) to call instead
+    (Documentation/bpf/kfuncs.rst). All of them in the kernel proper, or all in the module nf_conntrack.
+    """
+    options = _LoadOptions(sz=ctypes.sizeof(_LoadOptions))
+    ids: dict[int, int] = {}
+    module = 0
+    try:
+        for number, function in kernel_functions.items():
+            ids[number], holder = btf.function_id(function)
+            if holder:
+                if module:
+                    os.close(holder)
+                module = module or holder
+        # Element 0 stands for the kernel proper, and is not looked at (kernel/bpf/verifier.c, find_kfunc_desc_btf).
+        descriptors = (ctypes.c_int * 2)(0, module)
+        if module:
+            options.fd_array = ctypes.addressof(descriptors)
+        called = _call_kernel_functions(instructions, ids, 1 if module else 0)
+        return _load(btf.library(), _SCHED_CLS, name, called, options)
+    finally:
+        if module:
+            os.close(module)
+
+
+def _call_kernel_functions(instructions: bytes, ids: Mapping[int, int], holder: int) -> bytes:
+    """The bytecode with calls of the BTF ids that `ids` has in place of those helpers; `holder`: index of their BTF."""
+    changed = bytearray(instructions)
+    for start in range(0, len(changed), _INSTRUCTION_SIZE):
+        code, _, _, immediate = _INSTRUCTION.unpack_from(changed, start)
+        if code == _CALL and immediate in ids:
+            _INSTRUCTION.pack_into(changed, start, code, _PSEUDO_KFUNC_CALL << 4, holder, ids[immediate])
+    return bytes(changed)
+
+
+def run(program: int, times: int) -> int:
+    """Run a program that `load_classifier` loaded, in the calling thread's network namespace; gives what it returned
+    last (BPF_PROG_TEST_RUN, net/bpf/test_run.c). Raises OSError.
+    """
+    options = TestRun(sz=ctypes.sizeof(TestRun), data_in=_PACKET, data_size_in=len(_PACKET), repeat=times)
+    if btf.library().bpf_prog_test_run_opts(program, ctypes.byref(options)) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return int(options.retval)
 
 
 def try_tracing(kind: str, target: str) -> None:

@@ -64,9 +64,11 @@ def find(inode: int) -> str | None:
     return _index.find(inode)
 
 
-def every() -> dict[int, str]:
-    """All network namespaces that can be found: inode to a path that leads there. Costs what `find` costs at worst."""
-    return _index.every()
+def every(*, max_age: float | None = None) -> dict[int, str]:
+    """All network namespaces that can be found: inode to a path that leads there, as a scan found them that began at
+    most `max_age` seconds ago (None: RESCAN_SECONDS). Costs what `find` costs at worst.
+    """
+    return _index.every(max_age)
 
 
 def resolve(spec: str) -> str:
@@ -178,16 +180,17 @@ class _Index:
         path = self._scanned_paths().get(inode)
         return path if path is not None and _leads_to(path, inode) else None
 
-    def every(self) -> dict[int, str]:
+    def every(self, max_age: float | None) -> dict[int, str]:
         """See the module's `every`."""
-        return dict(self._scanned_paths())
+        return dict(self._scanned_paths(max_age))
 
-    def _scanned_paths(self) -> dict[int, str]:
-        """What a scan found that is at most RESCAN_SECONDS old."""
+    def _scanned_paths(self, max_age: float | None = None) -> dict[int, str]:
+        """What a scan found that is not older than that, see `every`."""
         with self._lock:
-            if time.monotonic() - self._scanned >= RESCAN_SECONDS:
+            now = time.monotonic()
+            if now - self._scanned >= (RESCAN_SECONDS if max_age is None else max_age):
                 self._paths = _scan()
-                self._scanned = time.monotonic()
+                self._scanned = now
             return self._paths
 
 

@@ -3,8 +3,9 @@
  * Reading kernel structures at offsets that tracer/btf.py found in the running kernel's BTF and passed with -D.
  *
  * READ() copies through bpf_probe_read_kernel and takes any address; what can't be read is 0. FIELD() is for pointers
- * that come straight from a hook's arguments: in programs that the verifier knows the argument types of
- * (TYPED_ARGUMENTS: tp_btf, fentry) it is a plain load, which costs a nanosecond where the helper costs fifteen.
+ * that come straight from a hook's arguments, or from bpf_get_current_task_btf(): in programs that the verifier knows
+ * the argument types of (TYPED_ARGUMENTS: tp_btf, fentry) it is a plain load, which costs a nanosecond where the helper
+ * costs fifteen.
  */
 #ifndef K8SNET_KERNEL_FIELDS_H
 #define K8SNET_KERNEL_FIELDS_H

@@ -65,6 +65,8 @@ enum lost_stage {
 	LOST_REQUEST_MAP, /* no room to remember a request until its outcome */
 	LOST_NAT_MAP, /* a translation could not be stored */
 	LOST_DATAGRAM_MAP, /* a UDP flow could not be stored */
+	LOST_UNWATCHED, /* what only a packet would have told, while nobody looked at them */
+	LOST_QUEUE, /* no room for an outcome that is to be looked up */
 	LOST_STAGES,
 };
 

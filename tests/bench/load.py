@@ -151,12 +151,15 @@ class Load:
 
     def kubeconfig(self) -> str:
         """The path of the cluster's kubeconfig."""
-        command = [LAB, "kubeconfig", "--name", self.name]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(self.lab("kubeconfig"), capture_output=True, text=True, check=True).stdout.strip()
+
+    def lab(self, action: str, *options: str) -> list[str]:
+        """How to run k8snet-lab for this cluster."""
+        return [LAB, action, "--name", self.name, *options]
 
     def command(self, where: str, *command: str) -> list[str]:
         """How to run something on a node or in a pod."""
-        return [LAB, "exec", "--name", self.name, where, "--", *command]
+        return self.lab("exec", where, "--", *command)
 
     def _begin(self, seconds: float) -> None:
         connections = CONNECTIONS // len(self._clients)

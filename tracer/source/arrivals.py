@@ -33,6 +33,11 @@ class Arrivals:
         self._used = time.monotonic()
         self._hook.attach()
 
+    @property
+    def used(self) -> float:
+        """When a datagram was last seen to have been sent, by time.monotonic(); at first, when this began."""
+        return self._used
+
     def tick(self, now: float) -> None:
         """Look whether UDP is in use; `now` of time.monotonic(). Called with each sweep of the ring buffer."""
         sent = self._attention.get(_SENT)

@@ -19,11 +19,13 @@ from tracer.bpf import Hook, Kind
 from tracer.conntrack import FlowTuple
 from tracer.errors import BackendUnavailable, K8snetError, NotRoot
 from tracer.events import AF_INET6, IPPROTO_UDP, OUTCOME_OFFSET, Flag, Outcome, Shape
+from tracer.source import lookups
 from tracer.source.arrivals import Arrivals
 from tracer.source.resets import resets_applied
 from tracer.source.ringbuffer import Item, RingBuffer
 from tracer.source.syscalls import Syscalls
 from tracer.source.translations import COUNT, TRANSLATION, TUPLE, Translations
+from tracer.source.watch import BUSY_RATE, Watch, can_ask
 
 DEFAULT_RING_BYTES = 4 << 20  # 32,768 records: 2.7 s of 12,000 connections a second
 SWEEP_SECONDS = 0.02
@@ -55,15 +57,20 @@ _RETURNS = _ENTRIES[1:]
 # Functions that the small ones at tracepoints go on to, through the map after_TRACEPOINT
 _CONTINUED = {"inet_sock_set_state": "on_request_state", "net_dev_queue": "on_queued_packet"}
 _SIZES = {"MAX_REQUESTS": 65536, "MAX_TRANSLATED": 65536, "MAX_ASKED": 16384, "MAX_DATAGRAMS": 16384}
-STAGES = ("ring buffer", "request map", "translation map", "datagram map")  # enum lost_stage
+# enum lost_stage
+STAGES = ("ring buffer", "request map", "translation map", "datagram map", "unwatched packet", "outcome queue")
 
 _SILENT = frozenset({Outcome.TIMEOUT, Outcome.UNREACHABLE, Outcome.SENT})
 _REQUEST = struct.Struct("=QQII16s16sHBxIHHI")  # struct request
 
 
-def _defines(ring_bytes: int, typed: bool) -> dict[str, int]:
+def _defines(ring_bytes: int, *, typed: bool, asks: bool) -> dict[str, int]:
     defines = {**btf.offsets(), **_SIZES, "RING_BUFFER_PAGES": ring_bytes // mmap.PAGESIZE}
-    return {**defines, "TYPED_ARGUMENTS": 1} if typed else defines
+    if typed:
+        defines["TYPED_ARGUMENTS"] = 1
+    if asks:
+        defines.update(lookups.defines(), LOOKS_UP=1, MAX_FINISHED=max(1024, ring_bytes // 128))
+    return defines
 
 
 def _try(backend: str) -> None:
@@ -85,9 +92,11 @@ def _has_typed_tracepoints() -> bool:
     return True
 
 
-def _hooks(backend: str, typed: bool) -> Iterator[Hook]:
-    """In the order to attach them: what opens a request comes last, or the first ones would lack their translation."""
-    kind = Kind.TYPED_TRACEPOINT if typed else Kind.RAW_TRACEPOINT
+def _hooks(backend: str, kind: Kind) -> Iterator[Hook]:
+    """In the order to attach them: what opens a request comes last, or the first ones would lack their translation.
+
+    `kind`: of the tracepoints.
+    """
     if backend != "tracepoint":
         entry, leave = (Kind.FENTRY, Kind.FEXIT) if backend == "fentry" else (Kind.KPROBE, Kind.KRETPROBE)
         for function in _RETURNS:
@@ -98,40 +107,29 @@ def _hooks(backend: str, typed: bool) -> Iterator[Hook]:
         yield Hook(kind, tracepoint, f"on_{tracepoint}")
 
 
-def _arrivals_hook(typed: bool) -> Hook:
-    kind = Kind.TYPED_TRACEPOINT if typed else Kind.RAW_TRACEPOINT
-    return Hook(kind, "netif_receive_skb", "on_netif_receive_skb")
-
-
 class LiveSource:
     """A backend of BPF programs, attached; a `tracer.source.Source`.
 
     Raises BackendUnavailable when this kernel can't run it, NotRoot, BpfCompileError.
     """
 
-    def __init__(self, backend: str, *, ring_bytes: int = DEFAULT_RING_BYTES, rewrites_expected: bool = False) -> None:
-        """`rewrites_expected`: programs that rewrite the addresses of connect() are to come."""
+    def __init__(
+        self,
+        backend: str,
+        *,
+        ring_bytes: int = DEFAULT_RING_BYTES,
+        rewrites_expected: bool = False,
+        busy_rate: float = BUSY_RATE,
+    ) -> None:
+        """`rewrites_expected`: programs that rewrite the addresses of connect() are to come. `busy_rate`: connections
+        per second from which on the tracepoint backend does not look at packets (`tracer.source.watch`).
+        """
         if os.geteuid() != 0:
             raise NotRoot("loading BPF programs needs root", hint="sudo k8snet-trace")
         self.backend = backend
         _try(backend)
-        typed = _has_typed_tracepoints()
-        self._defines = _defines(ring_bytes, typed)
-        self._programs = bpf.Programs(_FILES[backend], self._defines)
-        self._syscalls = None
-        if backend == "tracepoint":
-            self._syscalls = Syscalls(self._programs, self._defines, expected=rewrites_expected)
-        try:
-            self._clock = self._programs.map("since_boot", 4, 8)
-            self._set_clock()
-            arrivals = self._programs.load(_arrivals_hook(typed))
-            self._arrivals = Arrivals(arrivals, self._programs.map("attention", 4, 8))
-            self._load_continuations(typed)
-            for hook in _hooks(backend, typed):
-                self._programs.attach(hook)
-        except BaseException:
-            self._programs.close()
-            raise
+        with btf.held():
+            self._load(ring_bytes, busy_rate, rewrites_expected)
         if self._syscalls is not None:
             self._syscalls.look(wait=True)
         heap.give_back()
@@ -158,9 +156,12 @@ class LiveSource:
         """See Source.read: looks every SWEEP_SECONDS until there is something, or `timeout` seconds have passed."""
         deadline = time.monotonic() + timeout
         while True:
+            self._settle()
             waiting, expired = self._ring.waiting(), list[Item]()
             now = time.monotonic()
             self._arrivals.tick(now)
+            if self._watch is not None:
+                self._watch.tick(now, waiting, self._arrivals.used)
             if now >= self._next_upkeep:
                 self._next_upkeep = now + UPKEEP_SECONDS
                 self._set_clock()
@@ -175,17 +176,51 @@ class LiveSource:
 
     def has_room(self) -> bool:
         """See Source.has_room."""
+        now = time.monotonic()
+        self._settle()
+        self._arrivals.tick(now)
+        if self._watch is not None:
+            self._watch.tick(now, 0, self._arrivals.used)
         return self._ring.filled() <= 0.25
 
-    def _load_continuations(self, typed: bool) -> None:
+    def _load(self, ring_bytes: int, busy_rate: float, rewrites_expected: bool) -> None:
+        """Compile, load and attach."""
+        backend = self.backend
+        kind = Kind.TYPED_TRACEPOINT if _has_typed_tracepoints() else Kind.RAW_TRACEPOINT
+        asks = backend == "tracepoint" and can_ask()
+        files = (*_FILES[backend], "lookups.c") if asks else _FILES[backend]
+        self._defines = _defines(ring_bytes, typed=kind is Kind.TYPED_TRACEPOINT, asks=asks)
+        self._programs = bpf.Programs(files, self._defines)
+        self._syscalls, self._watch = None, None
+        if backend == "tracepoint":
+            self._syscalls = Syscalls(self._programs, self._defines, expected=rewrites_expected)
+        try:
+            self._clock = self._programs.map("since_boot", 4, 8)
+            self._set_clock()
+            arrivals = self._programs.load(Hook(kind, "netif_receive_skb", "on_netif_receive_skb"))
+            self._arrivals = Arrivals(arrivals, self._programs.map("attention", 4, 8))
+            self._load_continuations(kind)
+            attached = {hook.target: self._programs.attach(hook) for hook in _hooks(backend, kind)}
+            packets = attached.get("net_dev_queue")
+            if asks and packets is not None:
+                self._watch = _watch(self._programs, packets, kind, busy_rate)
+        except BaseException:
+            self._programs.close()
+            raise
+
+    def _load_continuations(self, kind: Kind) -> None:
         """Load what the small programs of this backend go on to."""
-        kind = Kind.TYPED_TRACEPOINT if typed else Kind.RAW_TRACEPOINT
         names = self._programs.map_names()
         for tracepoint, function in _CONTINUED.items():
             if f"after_{tracepoint}" in names:
                 loaded = self._programs.load(Hook(kind, tracepoint, function))
                 continuation = self._programs.map(f"after_{tracepoint}", 4, 4)
                 continuation.set(struct.pack("=I", 0), struct.pack("=I", loaded.program))
+
+    def _settle(self) -> None:
+        """Have all outcomes in the ring buffer, also of connections whose packets nobody looked at."""
+        if self._watch is not None:
+            self._watch.settle()
 
     def _settled(self, waiting: int) -> Sequence[Item]:
         """The `waiting` records of the ring buffer, in order of the outcomes.
@@ -196,13 +231,15 @@ class LiveSource:
             return ()
         self._await_resets(waiting)
         batch: Sequence[Item] = self._ring.look(waiting)
+        self._settle()
         known = self._ring.waiting()
         outcomes = self._ring.outcomes(known)
         if Outcome.RESET in outcomes:
             # One that came meanwhile is met again by the next batch, which has nothing for it.
             batch = resets_applied(batch, self._ring.look(known))
-        if any(outcome in outcomes for outcome in _SILENT):
-            batch = [self._completed(item) if item[3][OUTCOME_OFFSET] in _SILENT else item for item in batch]
+        unwatched = self._watch is not None and self._watch.since_ns > 0 and Outcome.ANSWERED in outcomes
+        if unwatched or any(outcome in outcomes for outcome in _SILENT):
+            batch = [self._completed(item) if self._lacks_something(item) else item for item in batch]
         self._ring.drop(waiting)
         return batch
 
@@ -223,6 +260,11 @@ class LiveSource:
         """Whether connect() itself is watched, and not only what it leads to (KNOWN_ISSUES.md)."""
         return self._syscalls is None or self._syscalls.attached
 
+    @property
+    def looks_at_packets(self) -> bool:
+        """Whether translations are read from packets, or function calls, as they pass (`tracer.source.watch`)."""
+        return self._watch is None or self._watch.looks
+
     def losses(self) -> dict[str, int]:
         """See Source.losses."""
         counts = {}
@@ -235,6 +277,8 @@ class LiveSource:
         """See Source.close."""
         if not self._closed:
             self._closed = True
+            if self._watch is not None:
+                self._watch.close()
             self._translations.close()
             self._ring.close()
             if self._syscalls is not None:
@@ -273,6 +317,13 @@ class LiveSource:
         )  # fmt: skip
         return self._since_boot + started, -1, int.from_bytes(sport, "big"), shape.pack()
 
+    def _lacks_something(self, item: Item) -> bool:
+        """Whether no hook may have seen where the request went, or that it was answered."""
+        outcome = item[3][OUTCOME_OFFSET]
+        if outcome == Outcome.ANSWERED and self._watch is not None:
+            return item[0] - self._since_boot < self._watch.since_ns
+        return outcome in _SILENT
+
     def _completed(self, item: Item) -> Item:
         """A record of a request whose answer, or whose translation, no hook saw, with what conntrack knows of it.
 
@@ -296,6 +347,14 @@ class LiveSource:
             if known.flags & Flag.DNAT:
                 shape = shape._replace(backend=known.destination, bport=known.port)
         return time_ns, latency_ns, sport, shape.pack()
+
+
+def _watch(programs: bpf.Programs, packets: bpf.Attachment, kind: Kind, busy_rate: float) -> Watch | None:
+    """None: packets are looked at always."""
+    try:
+        return Watch(programs, packets, kind, busy_rate=busy_rate)
+    except BackendUnavailable:
+        return None
 
 
 def since_boot() -> int:
@@ -347,7 +406,7 @@ def show(backend: str) -> str:
     out.
     """
     try:
-        defines = _defines(DEFAULT_RING_BYTES, True)
+        defines = _defines(DEFAULT_RING_BYTES, typed=True, asks=False)
     except K8snetError:
         defines = dict(_SIZES)
     return bpf.show(_FILES[BACKENDS[0] if backend == "auto" else backend], defines)

@@ -23,19 +23,20 @@ from tracer.bpf import Hook, Kind
 CLONE_FILES = 0x400  # include/uapi/linux/sched.h
 
 _FILES = ("connections.c", "hooks_syscall.c")
+_ELSEWHERE = frozenset({"TYPED_ARGUMENTS", "LOOKS_UP"})
 
 
 class Syscalls:
     """The programs at sys_enter and sys_exit, which use the maps of `programs`. Use `close` at the end.
 
-    `defines`: those of `programs`; here arguments are never typed. `expected`: a program that could rewrite addresses
-    is to come, so that nobody should wait for it.
+    `defines`: those of `programs`; here arguments are never typed, and nothing is looked up. `expected`: a program that
+    could rewrite addresses is to come, so that nobody should wait for it.
     """
 
     def __init__(self, programs: bpf.Programs, defines: Mapping[str, int], *, expected: bool = False) -> None:
         self._programs = programs
         self._expected = expected
-        self._defines = {name: value for name, value in defines.items() if name != "TYPED_ARGUMENTS"}
+        self._defines = {name: value for name, value in defines.items() if name not in _ELSEWHERE}
         self._thread: threading.Thread | None = None
         self._settled = threading.Event()  # attached, or failed
         self._stop = threading.Event()

@@ -67,7 +67,7 @@ class Translations:
         self._known = known
         self._destinations = destinations
         self._closed = threading.Event()
-        self._tracking: dict[int, bool] = {}
+        self._tracking: dict[tuple[int, str], bool] = {}  # inodes are used again
         self._look_again = 0.0
         self._asked: deque[float] = deque(maxlen=MAX_QUESTIONS_PER_SECOND)
 
@@ -131,8 +131,8 @@ class Translations:
         namespaces = netns.every()
         if now >= self._look_again:
             self._look_again = now + LOOK_AGAIN_SECONDS
-            self._tracking = {inode: _tracks(path) for inode, path in namespaces.items()}
-        return [(inode, path) for inode, path in namespaces.items() if self._tracking.get(inode, True)]
+            self._tracking = {namespace: _tracks(namespace[1]) for namespace in namespaces.items()}
+        return [namespace for namespace in namespaces.items() if self._tracking.get(namespace, True)]
 
     def _store(self, entry: conntrack.Entry, inode: int) -> None:
         status = entry.status & IPS_NAT_MASK
