@@ -42,18 +42,25 @@ int on_queued_packet(__u64 *ctx)
 }
 
 #ifdef LOOKS_UP
+BPF_PROG_ARRAY(after_sock_send_length, 1); /* see hooks_common.c */
+
 /*
  * sock_send_length(struct sock *sk, int ret, int flags): a send to any kind of socket has returned. Attached only while
- * on_net_dev_queue is not.
+ * on_net_dev_queue is not. Goes on for what may be a datagram.
  */
 int on_sock_send_length(__u64 *ctx)
 {
-	__u64 sk = ctx[0];
-	if (FIELD(__u16, sk, SOCK_PROTOCOL) != PROTOCOL_UDP || (int)ctx[1] < 0)
-		return 0;
-	__u16 family = FIELD(__u16, sk, SOCK_FAMILY);
-	if (family == K8SNET_AF_INET || family == K8SNET_AF_INET6)
-		note_sent(sk);
+	if (FIELD(__u16, ctx[0], SOCK_PROTOCOL) == PROTOCOL_UDP)
+		after_sock_send_length.call(ctx, 0);
+	return 0;
+}
+
+/* As on_sock_send_length(). The numbers of protocols are other ones in other families. */
+int on_datagram_sent(__u64 *ctx)
+{
+	__u16 family = FIELD(__u16, ctx[0], SOCK_FAMILY);
+	if ((int)ctx[1] >= 0 && (family == K8SNET_AF_INET || family == K8SNET_AF_INET6))
+		note_sent(ctx[0]);
 	return 0;
 }
 #endif

@@ -117,11 +117,14 @@ static __always_inline struct step *step_of(__u64 client, const struct tuple *tu
 	return steps.lookup(&number);
 }
 
-static __always_inline bool is_about(const struct step *step, __u64 client, const struct tuple *tuple)
+/* Whether the step was learnt for what `client` sends as `tuple`, and lately. */
+static __always_inline bool is_learnt(
+	const struct step *step, __u64 client, const struct tuple *tuple, const struct tables *now)
 {
 	const __u64 *one = (const __u64 *)step->destination, *other = (const __u64 *)tuple->destination;
-	return step->client == client && one[0] == other[0] && one[1] == other[1] &&
-	       step->port == tuple->destination_port && step->l3 == tuple->l3 && step->protocol == tuple->protocol;
+	return step->generation == now->generation && step->client == client && one[0] == other[0] &&
+	       one[1] == other[1] && step->port == tuple->destination_port && step->l3 == tuple->l3 &&
+	       step->protocol == tuple->protocol;
 }
 
 /* `netns_id` is who translates what `client` sends as `tuple`. */
@@ -234,28 +237,29 @@ int look_up(void *skb)
 	struct step *step = step_of(search->client, &asked);
 	if (!step)
 		return PROGRESS_DONE;
-	bool learnt = !search->wanted || step->generation == now->generation && is_about(step, search->client, &asked);
-	if (!learnt && !search->asks_all) {
+	if (!search->asks_all && search->wanted && !is_learnt(step, search->client, &asked, now)) {
 		if (!known_clients.lookup(&search->client))
 			return PROGRESS_UNKNOWN_CLIENT;
 		search->asks_all = 1;
 		search->netns_id = 0;
 	}
-	if (!choose_table(search, step, now, &netns_id)) {
+	struct conntrack_entry entry;
+	bool over = !choose_table(search, step, now, &netns_id);
+	if (over) {
 		/* That nobody translates a refused connection is not sure. */
 		if (search->asks_all && (search->found || finished->record.shape.outcome == OUTCOME_ESTABLISHED))
 			learn(step, search->client, &asked, now->generation, NOBODY);
-		return end_search(search, finished, ends);
-	}
-	struct conntrack_entry entry;
-	if (ask_table(skb, netns_id, &asked, &entry) && follow_entry(search, &entry)) {
+	} else if (ask_table(skb, netns_id, &asked, &entry) && follow_entry(search, &entry)) {
 		if (search->asks_all)
 			learn(step, search->client, &asked, now->generation, netns_id);
 		search->asks_all = 0;
+		/* Most are translated once: then this is all. */
+		step = step_of(search->client, &search->tuple);
+		over = step && step->netns_id == NOBODY && is_learnt(step, search->client, &search->tuple, now);
 	} else if (!search->asks_all) {
 		/* Not where it was so far: perhaps the namespace is gone, and another has its number. */
 		search->expected = search->asks_all = 1;
 		search->netns_id = 0;
 	}
-	return PROGRESS_MORE;
+	return over ? end_search(search, finished, ends) : PROGRESS_MORE;
 }

@@ -55,7 +55,11 @@ _TRACEPOINTS = (
 _ENTRIES = ("__nf_conntrack_confirm", "inet_stream_connect", "inet_dgram_connect", "udp_sendmsg", "udpv6_sendmsg")
 _RETURNS = _ENTRIES[1:]
 # Functions that the small ones at tracepoints go on to, through the map after_TRACEPOINT
-_CONTINUED = {"inet_sock_set_state": "on_request_state", "net_dev_queue": "on_queued_packet"}
+_CONTINUED = {
+    "inet_sock_set_state": "on_request_state",
+    "net_dev_queue": "on_queued_packet",
+    "sock_send_length": "on_datagram_sent",
+}
 _SIZES = {"MAX_REQUESTS": 65536, "MAX_TRANSLATED": 65536, "MAX_ASKED": 16384, "MAX_DATAGRAMS": 16384}
 # enum lost_stage
 STAGES = ("ring buffer", "request map", "translation map", "datagram map", "unwatched packet", "outcome queue")
