@@ -167,14 +167,19 @@ static __always_inline void begin_search(struct search *search, const struct fin
 
 /*
  * What hooks saw of packets that conntrack knows nothing of, or nothing any more: those that were dropped (on_kfree_skb),
- * or sent when packets were looked at.
+ * or sent when packets were looked at. False: nothing.
  */
-static __always_inline void follow_seen(struct search *search, const struct finished *finished)
+static __always_inline bool follow_seen(struct search *search, const struct finished *finished)
 {
-	struct request request = {.time_ns = finished->time_ns};
-	struct tuple tuple = search->tuple;
-	search->flags = follow_translations(&request, &tuple, NULL, &search->nat_netns);
-	search->tuple = tuple;
+	struct tuple asked = search->tuple;
+	struct translation *seen = translations.lookup(&asked);
+	if (!seen || seen->time_ns < finished->time_ns)
+		return false;
+	search->flags |= follow_translation(seen, &search->tuple, &search->nat_netns);
+	search->hop++;
+	search->asks_all = 0;
+	translations.delete(&asked);
+	return true;
 }
 
 /* With a RST as the first answer conntrack forgets at once (nf_conntrack_tcp_packet): only packets would tell. */
@@ -192,8 +197,6 @@ static __always_inline int end_search(struct search *search, struct finished *fi
 	struct connection_shape *shape = &record->shape;
 	search->active = record->pad = 0;
 	if (search->wanted) {
-		if (!search->found && shape->outcome != OUTCOME_ESTABLISHED)
-			follow_seen(search, finished);
 		if (!search->found && !search->flags && shape->outcome == OUTCOME_REFUSED)
 			want_refused(search);
 		fill_backend(shape, &search->tuple, shape->flags | search->flags, search->nat_netns);
@@ -249,6 +252,9 @@ int look_up(void *skb)
 		/* That nobody translates a refused connection is not sure. */
 		if (search->asks_all && (search->found || finished->record.shape.outcome == OUTCOME_ESTABLISHED))
 			learn(step, search->client, &asked, now->generation, NOBODY);
+		if (search->wanted && search->hop < MAX_TRANSLATIONS &&
+			finished->record.shape.outcome != OUTCOME_ESTABLISHED && follow_seen(search, finished))
+			return PROGRESS_MORE;
 	} else if (ask_table(skb, netns_id, &asked, &entry) && follow_entry(search, &entry)) {
 		if (search->asks_all)
 			learn(step, search->client, &asked, now->generation, netns_id);
