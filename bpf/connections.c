@@ -400,10 +400,14 @@ static __always_inline struct watch *watching(void)
 	return watch.lookup(&zero);
 }
 
-/*
- * A port that bind() named may come round again before user space asks conntrack, which then tells of the later
- * connection.
- */
+/* Whether what ends now has to wait behind others that are to be looked up. */
+static __always_inline bool is_queueing(void)
+{
+	struct watch *watch = watching();
+	return watch && watch->queued;
+}
+
+/* Have user space look at packets again: conntrack may not tell. */
 static __always_inline void want_packets(void)
 {
 	int zero = 0;
@@ -563,8 +567,11 @@ static __always_inline void open_request(__u64 sk)
 	if (last)
 		*last = socket;
 #ifdef LOOKS_UP
-	struct watch *watch = watching();
-	if (watch && watch->queued && FIELD(__u16, sk, SOCK_NUM))
+	/*
+	 * A port that bind() named may come round again before user space asks conntrack, which then tells of the later
+	 * connection.
+	 */
+	if (FIELD(__u16, sk, SOCK_NUM) && is_queueing())
 		want_packets();
 #endif
 }
@@ -580,8 +587,7 @@ static __always_inline struct tcp_request *request_here(const struct tuple *orig
 	int zero = 0;
 #ifdef LOOKS_UP
 	/* Whoever looks up knows of the request only what is in `finished_outcomes`. */
-	struct watch *watch = watching();
-	if (watch && watch->queued)
+	if (is_queueing())
 		return NULL;
 #endif
 	__u64 *last = opened_last.lookup(&zero), socket = last ? *last : 0;
@@ -644,8 +650,7 @@ static __always_inline void note_reset(__u64 sk)
 	struct tuple tuple;
 	read_socket_tuple(sk, &tuple);
 #ifdef LOOKS_UP
-	struct watch *watch = watching();
-	if (watch && watch->queued) {
+	if (is_queueing()) {
 		queue_record(&reset, &tuple, OUTCOME_RESET, ERROR_CONNRESET);
 		return;
 	}

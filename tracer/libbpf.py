@@ -8,6 +8,7 @@ bcc 0.26 knows fentry but not tp_btf, and hides the verifier's words on stderr.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -103,7 +104,7 @@ def redirect_maps(instructions: bytes, descriptors: Mapping[int, int]) -> bytes:
     return bytes(changed)
 
 
-class TestRun(ctypes.Structure):
+class _TestRunOptions(ctypes.Structure):
     """struct bpf_test_run_opts (tools/lib/bpf/bpf.h), as libbpf 1.0 has it."""
 
     _fields_ = (
@@ -134,22 +135,17 @@ def load_classifier(name: str, instructions: bytes, kernel_functions: Mapping[in
     options = _LoadOptions(sz=ctypes.sizeof(_LoadOptions))
     ids: dict[int, int] = {}
     module = 0
-    try:
+    with contextlib.ExitStack() as stack:
         for number, function in kernel_functions.items():
-            ids[number], holder = btf.function_id(function)
-            if holder:
-                if module:
-                    os.close(holder)
-                module = module or holder
+            ids[number], module = btf.function_id(function)
+            if module:
+                stack.callback(os.close, module)
         # Element 0 stands for the kernel proper, and is not looked at (kernel/bpf/verifier.c, find_kfunc_desc_btf).
         descriptors = (ctypes.c_int * 2)(0, module)
         if module:
             options.fd_array = ctypes.addressof(descriptors)
         called = _call_kernel_functions(instructions, ids, 1 if module else 0)
         return _load(btf.library(), _SCHED_CLS, name, called, options)
-    finally:
-        if module:
-            os.close(module)
 
 
 def _call_kernel_functions(instructions: bytes, ids: Mapping[int, int], holder: int) -> bytes:
@@ -166,7 +162,9 @@ def run(program: int, times: int) -> int:
     """Run a program that `load_classifier` loaded, in the calling thread's network namespace; gives what it returned
     last (BPF_PROG_TEST_RUN, net/bpf/test_run.c). Raises OSError.
     """
-    options = TestRun(sz=ctypes.sizeof(TestRun), data_in=_PACKET, data_size_in=len(_PACKET), repeat=times)
+    options = _TestRunOptions(
+        sz=ctypes.sizeof(_TestRunOptions), data_in=_PACKET, data_size_in=len(_PACKET), repeat=times
+    )
     if btf.library().bpf_prog_test_run_opts(program, ctypes.byref(options)) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))

@@ -1,7 +1,8 @@
 """Where conntrack is asked afterwards, a TCP record says the same as where packets are looked at.
 
 The tests of test_tcp.py and test_nat.py that need no datagrams, once more, with a source that asks from the first
-connection on; and what leads back to looking.
+connection on; and what leads back to looking. pytest runs what is imported, with the fixtures of this module: to the
+linter those imports are unused (F401).
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from contextlib import ExitStack
 import pytest
 
 from tests.kernel.conftest import Net, Tracer, inhabited, open_or_skip
-from tests.kernel.test_losses import test_two_tracers_see_the_same  # noqa: F401 (to be run here, too)
-from tests.kernel.test_nat import (  # noqa: F401
+from tests.kernel.test_losses import test_two_tracers_see_the_same  # noqa: F401 (run here, too)
+from tests.kernel.test_nat import (  # noqa: F401 (run here, too)
     BACKENDS,
     backend_of,
     service,
@@ -29,7 +30,7 @@ from tests.kernel.test_nat import (  # noqa: F401
     test_ipv6,
     test_masquerade_is_source_translation_without_a_backend,
 )
-from tests.kernel.test_tcp import (  # noqa: F401
+from tests.kernel.test_tcp import (  # noqa: F401 (run here, too)
     test_a_closed_port_refuses,
     test_a_connection_that_is_accepted_and_reset,
     test_a_connection_to_itself,
@@ -44,9 +45,9 @@ from tests.kernel.test_tcp import (  # noqa: F401
     test_no_route_on_the_way_is_unreachable,
 )
 from tests.kernel.traffic import ask, connect, echo, listener
-from tests.tracer.networks import SERVICE, routed
+from tests.tracer.networks import SERVICE, Namespace, routed
 from tracer import netns
-from tracer.events import Flag, Outcome
+from tracer.events import Flag, Outcome, Shape
 from tracer.source import lookups
 from tracer.source.live import LiveSource
 from tracer.source.watch import can_ask
@@ -110,6 +111,15 @@ def test_it_goes_on_asking(tracer: Tracer, net: Net) -> None:
     assert not tracer.source.looks_at_packets
 
 
+def refused(tracer: Tracer, client: Namespace) -> Shape:
+    """Connect to where nobody listens."""
+    with pytest.raises(ConnectionRefusedError):
+        connect(client, SERVICE, 80)
+    (record,) = tracer.collect(1, client)
+    assert record.shape.outcome == Outcome.REFUSED
+    return record.shape
+
+
 def test_a_refusal_leads_back_as_conntrack_forgets_it(tracer: Tracer, net: Net) -> None:
     client, router, server = net
     service(router, BACKENDS[0])
@@ -119,19 +129,12 @@ def test_a_refusal_leads_back_as_conntrack_forgets_it(tracer: Tracer, net: Net) 
     assert backend_of(record.shape) == (BACKENDS[0], 8000)
     lost = tracer.source.losses().get("unwatched packet", 0)
 
-    with pytest.raises(ConnectionRefusedError):
-        connect(client, SERVICE, 80)
-    (record,) = tracer.collect(1, client)
-    assert record.shape.outcome == Outcome.REFUSED
+    refused(tracer, client)
     assert tracer.source.looks_at_packets
     # It is known that connections to there are translated: so something is missing.
     assert tracer.source.losses().get("unwatched packet", 0) == lost + 1
 
-    with pytest.raises(ConnectionRefusedError):
-        connect(client, SERVICE, 80)
-    (record,) = tracer.collect(1, client)
-    assert record.shape.outcome == Outcome.REFUSED
-    assert backend_of(record.shape) == (BACKENDS[0], 8000)
+    assert backend_of(refused(tracer, client)) == (BACKENDS[0], 8000)
 
 
 def test_a_port_of_ones_own_choice_leads_back(tracer: Tracer, net: Net) -> None:

@@ -9,7 +9,7 @@ from unittest import mock
 import pytest
 
 from tests.tracer.source.test_arrivals import Hook
-from tracer.bpf import Kind, RawMap
+from tracer.bpf import Kind, Programs, RawMap
 from tracer.errors import BackendUnavailable
 from tracer.source import watch
 from tracer.source.watch import CALM_WINDOWS, MAX_QUIET_SECONDS, QUIET_SECONDS, WINDOW_SECONDS, Watch
@@ -35,17 +35,18 @@ class Map(RawMap):
         self.held = value
 
 
-class Programs:
+class Loaded(Programs):
     """What Watch asks of the programs."""
 
     def __init__(self) -> None:
         self.maps: dict[str, Map] = {}
         self.sends = Hook()
 
-    def map(self, name: str, _: int, size: int) -> Map:
-        return self.maps.setdefault(name, Map(size))
+    def map(self, name: str, key_size: int, value_size: int, *, per_cpu: bool = False) -> Map:
+        assert key_size == len(ONLY) and not per_cpu
+        return self.maps.setdefault(name, Map(value_size))
 
-    def load(self, _: object) -> Hook:
+    def load(self, hook: object) -> Hook:
         return self.sends
 
 
@@ -53,9 +54,9 @@ class Watched:
     """A watch, and time that passes for it."""
 
     def __init__(self) -> None:
-        self.programs, self.packets = Programs(), Hook()
+        self.programs, self.packets = Loaded(), Hook()
         self.packets.attach()
-        self.watch = Watch(self.programs, self.packets, Kind.TYPED_TRACEPOINT)  # type: ignore[arg-type]
+        self.watch = Watch(self.programs, self.packets, Kind.TYPED_TRACEPOINT)
         self.now = self.watch._counted_since
 
     def pass_time(self, seconds: float, rate: float, datagram: float = LONG_AGO) -> None:
